@@ -1,0 +1,124 @@
+// Package vmm is the contract between husk and a virtual machine monitor: a plain description in, a
+// running VM out, and one small interface for each further ability.
+package vmm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+)
+
+// Driver starts VMs with one virtual machine monitor.
+type Driver interface {
+	// Info tells what the driver can do on this machine, before any VM exists. It starts no VM.
+	Info() Info
+	// Start starts a VM and returns once the monitor runs it; the guest may still be booting. ctx
+	// bounds the start, not the VM. Start takes ownership of Spec.Console whatever it returns. On an
+	// error nothing of the VM is left.
+	Start(ctx context.Context, s Spec) (VM, error)
+}
+
+// VM is a running virtual machine.
+type VM interface {
+	// Dial connects to a port of the agent in the guest (agentv1.PortRPC, …). It may wait, until ctx
+	// ends, for the guest to boot.
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+	// Done is closed when the VM is gone, for whatever reason.
+	Done() <-chan struct{}
+	// Err says why the VM is gone: nil after Stop, else what the monitor left behind (its exit status
+	// and last lines). Valid once Done is closed.
+	Err() error
+	// PID is the monitor's process on the host.
+	PID() int
+	// Stop ends the VM at once and frees all that Start made. It is idempotent and may be called from
+	// several goroutines; ctx bounds the wait, not the effect.
+	Stop(ctx context.Context) error
+}
+
+// Info is what a driver can do on this machine.
+type Info struct {
+	Name      string    // "qemu"
+	Binary    string    // absolute path of the monitor, empty when it is not installed
+	Version   string    // of the monitor
+	Isolation Isolation // what Spec.Accel "auto" gives here
+	Pmem      bool      // takes Disk.Pmem on its default machine
+	Shares    bool      // takes Spec.Shares
+	Hotplug   bool      // plugs devices into a running VM
+}
+
+// Isolation is the class of what keeps a guest in.
+type Isolation string
+
+// Isolation classes: Hardware is a security boundary, Emulated works anywhere and is not one.
+const (
+	Hardware Isolation = "hardware"
+	Emulated Isolation = "emulated"
+)
+
+// Spec describes a VM. It is plain data: every path is absolute, every decision is made.
+type Spec struct {
+	ID      string // names the VM in messages; [a-zA-Z0-9_.+-]{1,128}
+	Machine string // "microvm" (fastest cold start, no hotplug) or "q35"
+	Accel   string // "kvm" or "tcg"; "" lets the driver probe
+
+	Kernel  string // bzImage or vmlinux
+	Initrd  string // the guest image
+	Cmdline string // appended to what the driver itself needs
+
+	MemoryMiB int // guest RAM
+	VCPUs     int
+
+	Disks  []Disk
+	Shares []Share
+
+	// Console takes what the guest prints on its console; nil throws it away.
+	Console *os.File
+	// UID and GID the monitor runs as; 0 keeps the caller's.
+	UID, GID uint32
+	// RunDir is an existing private directory (0700) for what the driver must keep in files.
+	RunDir string
+}
+
+// Disk is a block device backed by a raw image file.
+type Disk struct {
+	Serial   string // what the guest finds it by: at most 20 of [a-zA-Z0-9-]
+	Path     string // raw image; opened by the caller of Start, who must have the right to
+	ReadOnly bool
+	// Pmem asks for virtio-pmem, which the guest maps with DAX, in place of virtio-blk. Its Path must
+	// be a multiple of 2 MiB long. The guest numbers pmem devices in the order of Spec.Disks.
+	Pmem bool
+}
+
+// Share is a directory that the guest sees by virtio-fs, served by a vhost-user process.
+type Share struct {
+	Tag    string // what the guest mounts: at most 36 of [a-zA-Z0-9-]
+	Socket string // unix socket of the vhost-user-fs server, which must listen already
+}
+
+// Pauser stops and continues the virtual processors of a VM.
+type Pauser interface {
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+}
+
+// ErrNotSupported is what every refusal of something that a driver or machine cannot do matches.
+var ErrNotSupported = errors.New("not supported")
+
+// UnsupportedError says what a driver cannot honour and what would.
+type UnsupportedError struct {
+	Driver string // "qemu"
+	What   string // "virtio-pmem on machine microvm"
+	Needs  string // "machine q35"; may be empty
+}
+
+func (e *UnsupportedError) Error() string {
+	if e.Needs == "" {
+		return fmt.Sprintf("%s: %s is not supported", e.Driver, e.What)
+	}
+	return fmt.Sprintf("%s: %s is not supported (needs %s)", e.Driver, e.What, e.Needs)
+}
+
+// Is makes errors.Is(err, ErrNotSupported) true.
+func (e *UnsupportedError) Is(target error) bool { return target == ErrNotSupported }
