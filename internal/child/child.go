@@ -1,0 +1,42 @@
+// Package child starts processes that must not outlive the one that started them.
+package child
+
+import (
+	"os/exec"
+	"runtime"
+	"sync"
+	"syscall"
+)
+
+// request asks the starter thread to start one command.
+type request struct {
+	cmd    *exec.Cmd
+	answer chan<- error
+}
+
+// starter hands commands to the one thread that forks. The kernel ties the parent death signal to the
+// thread that forked, not to its process, and Go ends threads as it likes; this one it never ends.
+var starter = sync.OnceValue(func() chan<- request {
+	requests := make(chan request)
+	go func() {
+		runtime.LockOSThread()
+		for r := range requests {
+			r.answer <- r.cmd.Start()
+		}
+	}()
+	return requests
+})
+
+// Start starts cmd like cmd.Start, and has the kernel kill its process with SIGKILL when this process
+// ends, however it ends. The command gets the namespaces and credentials of the process, not those
+// that the calling goroutine may have given its own thread. The signal does not reach the command's
+// own children, and a set-user-ID program loses it.
+func Start(cmd *exec.Cmd) error {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	answer := make(chan error, 1)
+	starter() <- request{cmd: cmd, answer: answer}
+	return <-answer
+}
