@@ -1,0 +1,117 @@
+// Package guest is the host's client of the agent in a guest, which it treats as hostile: every call has
+// a deadline, every frame a bound.
+package guest
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+)
+
+// CallTimeout bounds a call that names no bound of its own. An emulated guest under load is slow.
+const CallTimeout = 2 * time.Minute
+
+// Dialer connects to a port of the guest; vmm.VM is one.
+type Dialer interface {
+	Dial(ctx context.Context, port uint32) (net.Conn, error)
+}
+
+// Client talks to one guest's agent.
+type Client struct {
+	agentv1.AgentClient // the calls, each to be bounded by the caller's ctx; see Bound
+
+	dialer Dialer
+	rpc    *ttrpc.Client
+	hello  *agentv1.HelloResponse
+}
+
+// ErrProtocol is matched by the refusal of an agent that speaks another version.
+var ErrProtocol = errors.New("agent speaks another protocol version")
+
+// Connect waits, until ctx ends, for the agent to answer and greets it.
+func Connect(ctx context.Context, dialer Dialer, hostname string) (*Client, error) {
+	conn, err := dialer.Dial(ctx, agentv1.PortRPC)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the agent: %w", err)
+	}
+	rpc := ttrpc.NewClient(conn)
+	c := &Client{AgentClient: agentv1.NewAgentClient(rpc), dialer: dialer, rpc: rpc}
+	c.hello, err = c.Hello(ctx, &agentv1.HelloRequest{NowUnixNanos: time.Now().UnixNano(), Hostname: hostname})
+	if err != nil {
+		rpc.Close()
+		return nil, fmt.Errorf("greet the agent: %w", err)
+	}
+	if c.hello.Version != agentv1.Version {
+		rpc.Close()
+		return nil, fmt.Errorf("%w: %d, this husk speaks %d", ErrProtocol, c.hello.Version, agentv1.Version)
+	}
+	return c, nil
+}
+
+// Greeting is what the agent said of itself and its guest in Connect.
+func (c *Client) Greeting() *agentv1.HelloResponse { return c.hello }
+
+// Bound gives a call the usual deadline.
+func Bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, CallTimeout)
+}
+
+// Stream opens a stdio stream and returns the token that a request names it by.
+func (c *Client) Stream(ctx context.Context) (token uint64, conn net.Conn, err error) {
+	var header [8]byte
+	for token == 0 { // 0 means no stream
+		if _, err := rand.Read(header[:]); err != nil {
+			return 0, nil, fmt.Errorf("make stream token: %w", err)
+		}
+		token = binary.BigEndian.Uint64(header[:])
+	}
+	conn, err = c.dialer.Dial(ctx, agentv1.PortIO)
+	if err != nil {
+		return 0, nil, fmt.Errorf("open stdio stream: %w", err)
+	}
+	if _, err := conn.Write(header[:]); err != nil {
+		conn.Close()
+		return 0, nil, fmt.Errorf("open stdio stream: %w", err)
+	}
+	return token, conn, nil
+}
+
+// Watch calls handle with each event of the guest until the connection ends or ctx does, and returns why.
+func (c *Client) Watch(ctx context.Context, handle func(*agentv1.Event)) error {
+	events, err := c.Events(ctx, &agentv1.Empty{})
+	if err != nil {
+		return fmt.Errorf("watch the guest: %w", err)
+	}
+	for {
+		event, err := events.Recv()
+		if errors.Is(err, io.EOF) {
+			return errors.New("watch the guest: the agent ended the stream")
+		}
+		if err != nil {
+			return fmt.Errorf("watch the guest: %w", err)
+		}
+		handle(event)
+	}
+}
+
+// Close ends the connection.
+func (c *Client) Close() error { return c.rpc.Close() }
+
+// Reason takes an error of a call apart: the agent's own words, and the class it gave them.
+func Reason(err error) (string, codes.Code) {
+	if s, ok := status.FromError(err); ok {
+		return s.Message(), s.Code()
+	}
+	return err.Error(), codes.Unknown
+}
