@@ -1,0 +1,89 @@
+#!/bin/bash
+# Puts the guest's files into an install tree, building what the cache lacks.
+#   guest.sh kernel             builds the kernel alone
+#   guest.sh image OUTDIR AGENT builds kernel and image and fills OUTDIR with kernel, initrd.img, guest.json
+# KERNEL=husk (default) takes husk's own kernel, KERNEL=distro the distribution's cloud kernel.
+# ARCH (default: this machine's) names the architecture of the kernel.
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=scripts/cache.sh
+. "$top/scripts/cache.sh"
+
+arch=${ARCH:-$(uname -m)}
+arch=${arch/aarch64/arm64}
+kind=${KERNEL:-husk}
+
+say() {
+	printf 'guest: %s\n' "$*" >&2
+}
+
+# kernel_dir prints the cache directory of the kernel that was asked for.
+kernel_dir() {
+	local builder key
+	case $kind in
+	husk) builder=$top/guest/kernel/build.sh ;;
+	distro) builder=$top/guest/kernel/distro.sh ;;
+	*)
+		echo "guest.sh: KERNEL=$kind: must be husk or distro" >&2
+		return 1
+		;;
+	esac
+	key=$("$builder" --key "$arch" | hash_of)
+	cached "kernel-$kind-$arch" "$key" "$builder" "$arch"
+}
+
+# image_dir KERNELDIR AGENT prints the cache directory of the image for that kernel and agent.
+image_dir() {
+	local key
+	key=$({
+		"$top/guest/image/build.sh" --key "$2"
+		if [ -d "$1/modules" ]; then basename "$1"; fi
+	} | hash_of)
+	cached "image-$arch" "$key" "$top/guest/image/build.sh" "$2" "$1"
+}
+
+# describe KERNELDIR KERNELFILE OUTDIR writes guest.json, which the husk binary reads.
+describe() {
+	local key
+	key=$(cat "$3/$2" "$3/initrd.img" | hash_of)
+	cat >"$3/guest.json" <<-JSON
+		{
+		  "arch": "$arch",
+		  "kind": "$kind",
+		  "kernel": "$2",
+		  "kernel_version": "$(cat "$1/VERSION")",
+		  "kernel_source": "$(cat "$1/SOURCE")",
+		  "initrd": "initrd.img",
+		  "key": "$key"
+		}
+	JSON
+}
+
+# fill OUTDIR AGENT replaces OUTDIR in one step, so that nobody sees a kernel beside another's image.
+fill() {
+	local out=$1 agent=$2 kernel image file boot=
+	kernel=$(kernel_dir)
+	image=$(image_dir "$kernel" "$agent")
+	rm -rf "$out.partial"
+	mkdir -p "$out.partial"
+	for file in vmlinux bzImage Image vmlinuz; do
+		[ -f "$kernel/$file" ] || continue
+		cp "$kernel/$file" "$out.partial/"
+		boot=${boot:-$file}
+	done
+	cp "$kernel/SOURCE" "$image/initrd.img" "$image/MANIFEST" "$out.partial/"
+	describe "$kernel" "$boot" "$out.partial"
+	rm -rf "$out"
+	mv -T "$out.partial" "$out"
+	say "kernel $(cat "$kernel/VERSION"), image of $(($(stat -c %s "$out/initrd.img") / 1024)) KiB in $out"
+}
+
+case ${1:-} in
+kernel) say "kernel in $(kernel_dir)" ;;
+image) fill "$2" "$3" ;;
+*)
+	sed -n '2,6s/^# *//p' "$0" >&2
+	exit 2
+	;;
+esac
