@@ -578,6 +578,10 @@ func (x *Disk) GetDax() bool {
 // Stdio names the streams of a process. Each is a connection that the owner made to port IO before the
 // call and opened with its token (8 bytes, big endian). Token 0 is /dev/null. With a terminal, stdout
 // carries its output and stderr is 0.
+//
+// Each stream carries data one way; closing it tells the other side, both ways. The owner closes stdin at
+// its end of file, and an output stream early when its reader is gone: the agent then closes the pipe, so
+// that the process gets SIGPIPE. The agent closes output at its end, and stdin when nobody reads it.
 type Stdio struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Stdin         uint64                 `protobuf:"varint,1,opt,name=stdin,proto3" json:"stdin,omitempty"`
