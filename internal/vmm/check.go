@@ -1,0 +1,141 @@
+package vmm
+
+import (
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"strings"
+)
+
+// Bounds of a Spec that hold for every driver.
+const (
+	MinMemoryMiB = 32
+	MaxMemoryMiB = 1 << 24
+	MaxVCPUs     = 240
+	// MaxCmdline leaves room in the 2,048 bytes of an x86 kernel for what drivers add.
+	MaxCmdline = 1536
+	// maxSocketPath is the length of sun_path in unix(7), less the final zero.
+	maxSocketPath = 107
+)
+
+var (
+	idPattern     = regexp.MustCompile(`^[a-zA-Z0-9_.+-]{1,128}$`)
+	serialPattern = regexp.MustCompile(`^[a-zA-Z0-9-]{1,20}$`)
+	tagPattern    = regexp.MustCompile(`^[a-zA-Z0-9-]{1,36}$`)
+)
+
+// Check returns the first thing in the Spec that no driver takes. It looks at the values alone, not at
+// the files they name.
+func (s Spec) Check() error {
+	for _, check := range specChecks {
+		if err := check(s); err != nil {
+			return fmt.Errorf("check VM %q: %w", s.ID, err)
+		}
+	}
+	return nil
+}
+
+var specChecks = []func(Spec) error{
+	checkID, checkAccel, checkKernel, checkCmdline, checkSize, checkDisks, checkShares, checkRunDir,
+}
+
+func checkID(s Spec) error {
+	if !idPattern.MatchString(s.ID) {
+		return fmt.Errorf("id %q: must be 1 to 128 of [a-zA-Z0-9_.+-]", s.ID)
+	}
+	return nil
+}
+
+func checkAccel(s Spec) error {
+	switch s.Accel {
+	case "", "kvm", "tcg":
+		return nil
+	}
+	return fmt.Errorf("accelerator %q: must be kvm, tcg or empty", s.Accel)
+}
+
+func checkKernel(s Spec) error {
+	if err := checkPath("kernel", s.Kernel); err != nil {
+		return err
+	}
+	if s.Initrd == "" {
+		return nil
+	}
+	return checkPath("initrd", s.Initrd)
+}
+
+func checkCmdline(s Spec) error {
+	if len(s.Cmdline) > MaxCmdline {
+		return fmt.Errorf("kernel command line of %d bytes: at most %d", len(s.Cmdline), MaxCmdline)
+	}
+	for _, r := range s.Cmdline {
+		if r < ' ' || r > '~' {
+			return fmt.Errorf("kernel command line holds %q: must be printable ASCII", r)
+		}
+	}
+	return nil
+}
+
+func checkSize(s Spec) error {
+	if s.MemoryMiB < MinMemoryMiB || s.MemoryMiB > MaxMemoryMiB {
+		return fmt.Errorf("memory of %d MiB: must be from %d to %d", s.MemoryMiB, MinMemoryMiB, MaxMemoryMiB)
+	}
+	if s.VCPUs < 1 || s.VCPUs > MaxVCPUs {
+		return fmt.Errorf("%d virtual processors: must be from 1 to %d", s.VCPUs, MaxVCPUs)
+	}
+	return nil
+}
+
+func checkDisks(s Spec) error {
+	seen := map[string]bool{}
+	for i, d := range s.Disks {
+		if !serialPattern.MatchString(d.Serial) {
+			return fmt.Errorf("disk %d: serial %q: must be 1 to 20 of [a-zA-Z0-9-]", i, d.Serial)
+		}
+		if seen[d.Serial] {
+			return fmt.Errorf("disk %d: serial %q is taken by another disk", i, d.Serial)
+		}
+		seen[d.Serial] = true
+		if err := checkPath("disk "+d.Serial, d.Path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkShares(s Spec) error {
+	seen := map[string]bool{}
+	for i, share := range s.Shares {
+		if !tagPattern.MatchString(share.Tag) {
+			return fmt.Errorf("share %d: tag %q: must be 1 to 36 of [a-zA-Z0-9-]", i, share.Tag)
+		}
+		if seen[share.Tag] {
+			return fmt.Errorf("share %d: tag %q is taken by another share", i, share.Tag)
+		}
+		seen[share.Tag] = true
+		if err := checkPath("share "+share.Tag, share.Socket); err != nil {
+			return err
+		}
+		if len(share.Socket) > maxSocketPath {
+			return fmt.Errorf("share %s: socket path of %d bytes: at most %d", share.Tag, len(share.Socket), maxSocketPath)
+		}
+	}
+	return nil
+}
+
+func checkRunDir(s Spec) error {
+	if s.RunDir == "" {
+		return nil
+	}
+	return checkPath("run directory", s.RunDir)
+}
+
+func checkPath(what, path string) error {
+	if !filepath.IsAbs(path) {
+		return fmt.Errorf("%s: path %q: must be absolute", what, path)
+	}
+	if strings.ContainsRune(path, 0) {
+		return fmt.Errorf("%s: path %q: holds a zero byte", what, path)
+	}
+	return nil
+}

@@ -1,0 +1,68 @@
+package vmm
+
+import (
+	"errors"
+	"strings"
+	"testing"
+)
+
+func valid() Spec {
+	return Spec{
+		ID: "a-1_2.3+4", Machine: "microvm", Kernel: "/k", Initrd: "/i", Cmdline: "quiet a=b,c",
+		MemoryMiB: 128, VCPUs: 1, RunDir: "/run/x",
+		Disks:  []Disk{{Serial: "root-0", Path: "/d,isk"}, {Serial: "data", Path: "/e"}},
+		Shares: []Share{{Tag: "share", Socket: "/s"}},
+	}
+}
+
+func TestCheckTakesAValidSpec(t *testing.T) {
+	if err := valid().Check(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestCheckNamesWhatIsWrong(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		breakf func(*Spec)
+		want   string
+	}{
+		{"no id", func(s *Spec) { s.ID = "" }, `id ""`},
+		{"id with comma", func(s *Spec) { s.ID = "a,b" }, `id "a,b"`},
+		{"long id", func(s *Spec) { s.ID = strings.Repeat("a", 129) }, "1 to 128"},
+		{"accelerator", func(s *Spec) { s.Accel = "hax" }, `accelerator "hax"`},
+		{"no kernel", func(s *Spec) { s.Kernel = "" }, "kernel"},
+		{"relative initrd", func(s *Spec) { s.Initrd = "x" }, "initrd"},
+		{"zero in path", func(s *Spec) { s.Kernel = "/a\x00b" }, "zero byte"},
+		{"newline in cmdline", func(s *Spec) { s.Cmdline = "a\nb" }, "printable"},
+		{"long cmdline", func(s *Spec) { s.Cmdline = strings.Repeat("a", MaxCmdline+1) }, "at most"},
+		{"no memory", func(s *Spec) { s.MemoryMiB = 0 }, "memory of 0 MiB"},
+		{"too much memory", func(s *Spec) { s.MemoryMiB = MaxMemoryMiB + 1 }, "memory of"},
+		{"no vcpu", func(s *Spec) { s.VCPUs = 0 }, "0 virtual processors"},
+		{"many vcpus", func(s *Spec) { s.VCPUs = MaxVCPUs + 1 }, "virtual processors"},
+		{"serial", func(s *Spec) { s.Disks[0].Serial = "a_b" }, `serial "a_b"`},
+		{"long serial", func(s *Spec) { s.Disks[0].Serial = strings.Repeat("a", 21) }, "1 to 20"},
+		{"same serial", func(s *Spec) { s.Disks[1].Serial = "root-0" }, "taken"},
+		{"relative disk", func(s *Spec) { s.Disks[0].Path = "d" }, "disk root-0"},
+		{"tag", func(s *Spec) { s.Shares[0].Tag = "a/b" }, `tag "a/b"`},
+		{"same tag", func(s *Spec) { s.Shares = append(s.Shares, s.Shares[0]) }, "taken"},
+		{"long socket", func(s *Spec) { s.Shares[0].Socket = "/" + strings.Repeat("a", 107) }, "108 bytes"},
+		{"relative run dir", func(s *Spec) { s.RunDir = "run" }, "run directory"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := valid()
+			c.breakf(&s)
+			err := s.Check()
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Fatalf("Check: %v, want an error about %s", err, c.want)
+			}
+		})
+	}
+}
+
+func TestUnsupportedErrorMatches(t *testing.T) {
+	err := error(&UnsupportedError{Driver: "x", What: "y", Needs: "z"})
+	if !errors.Is(err, ErrNotSupported) {
+		t.Fatalf("%v does not match ErrNotSupported", err)
+	}
+}
