@@ -1,0 +1,4 @@
+package tsc
+
+// read returns the time stamp counter.
+func read() uint64
