@@ -1,0 +1,217 @@
+package ocispec
+
+import (
+	"encoding/json"
+	"fmt"
+	"path"
+	"slices"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// PlanOptions is what a plan depends on beside the bundle.
+type PlanOptions struct {
+	// ShareDir is the directory of the guest in which every SharedPath appears under its GuestName.
+	ShareDir string
+	// Name begins every GuestName, so that several containers share one VM: an id of the container.
+	Name string
+}
+
+// Plan says what the guest is told, what the host lends it and what the host does itself.
+type Plan struct {
+	// Spec is the guest's configuration: sources of bind mounts are paths of the guest.
+	Spec *specs.Spec
+	// Shares are the host's files that the guest needs to see.
+	Shares []SharedPath
+	// Root is the share that holds the root directory; nil where the bundle's root was not resolved.
+	Root *SharedPath
+	// Network says where the guest's network comes from.
+	Network Network
+	// NetNS is the network namespace on the host for NetworkPath.
+	NetNS string
+	// Hooks run on the host. StartContainer hooks are not among them: they run in the container, so
+	// they stay in Spec. CreateContainer hooks have no mount namespace of the container to run in.
+	Hooks specs.Hooks
+	// CgroupsPath is the host cgroup that was asked for; the guest chooses its own.
+	CgroupsPath string
+	// Warnings are what is done otherwise than it was asked for, the bundle's included.
+	Warnings []string
+}
+
+// SharedPath is a file or directory of the host that the guest sees.
+type SharedPath struct {
+	HostPath  string // absolute, without symlinks
+	GuestName string // its name in PlanOptions.ShareDir
+	ReadOnly  bool   // with everything below it: the guest has one mount for all of it
+	Recursive bool   // with what is mounted below it
+	IsFile    bool   // anything but a directory
+}
+
+// Network is where a container's network comes from.
+type Network int
+
+// Networks.
+const (
+	NetworkNew  Network = iota // a new one, with loopback only
+	NetworkPath                // Plan.NetNS
+	NetworkHost                // the container asks for the host's; a VM cannot have that
+)
+
+// guestNetNS is the guest's own network, in which its interfaces are: joining it, and not leaving the
+// namespace out, lets the runner set the container's network sysctls.
+const guestNetNS = "/proc/1/ns/net"
+
+// MakePlan plans a checked bundle. It looks at the host's files (do sources exist, what are they) and
+// changes nothing, neither there nor in b.
+func MakePlan(b *Bundle, o PlanOptions) (*Plan, error) {
+	spec, err := clone(b.Spec)
+	if err != nil {
+		return nil, err
+	}
+	p := &Plan{Spec: spec, Warnings: slices.Clone(b.Warnings)}
+	if spec.Linux == nil {
+		spec.Linux = &specs.Linux{}
+	}
+	cleanProcess(spec.Process)
+	p.planHooks()
+	p.planNamespaces()
+	p.planLinux()
+	if err := p.planDevices(); err != nil {
+		return nil, err
+	}
+	p.planRoot(b, o)
+	if err := p.planMounts(b.Dir, o); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func clone(spec *specs.Spec) (*specs.Spec, error) {
+	data, err := json.Marshal(spec)
+	if err != nil {
+		return nil, fmt.Errorf("copy configuration: %w", err)
+	}
+	var c specs.Spec
+	if err := json.Unmarshal(data, &c); err != nil {
+		return nil, fmt.Errorf("copy configuration: %w", err)
+	}
+	return &c, nil
+}
+
+func (p *Plan) planHooks() {
+	if p.Spec.Hooks == nil {
+		return
+	}
+	p.Hooks = *p.Spec.Hooks
+	inGuest := p.Hooks.StartContainer
+	p.Hooks.StartContainer = nil
+	p.Spec.Hooks = nil
+	if len(inGuest) > 0 {
+		p.Spec.Hooks = &specs.Hooks{StartContainer: inGuest}
+	}
+}
+
+// planNamespaces leaves network interfaces to the guest and sees to a mount namespace, without which
+// the runner would give the container the guest's own mounts.
+func (p *Plan) planNamespaces() {
+	p.Network = NetworkHost
+	if ns := namespace(p.Spec, specs.NetworkNamespace); ns != nil {
+		p.Network = NetworkNew
+		if ns.Path != "" {
+			p.Network, p.NetNS = NetworkPath, ns.Path
+		}
+		ns.Path = guestNetNS
+	}
+	if namespace(p.Spec, specs.MountNamespace) == nil {
+		p.Spec.Linux.Namespaces = append(p.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.MountNamespace})
+	}
+}
+
+// planLinux takes out what names things of the host: its cgroups, processors, memory nodes and disks
+// have no counterpart in the guest. Processors were counted for the size of the VM.
+func (p *Plan) planLinux() {
+	l := p.Spec.Linux
+	p.CgroupsPath, l.CgroupsPath = l.CgroupsPath, ""
+	l.MountLabel = ""
+	r := l.Resources
+	if r == nil {
+		return
+	}
+	if r.CPU != nil {
+		r.CPU.Cpus, r.CPU.Mems = "", ""
+		if r.CPU.RealtimePeriod != nil || r.CPU.RealtimeRuntime != nil {
+			r.CPU.RealtimePeriod, r.CPU.RealtimeRuntime = nil, nil
+			p.warn("realtime CPU limits are left out: the guest has none")
+		}
+	}
+	if b := r.BlockIO; b != nil {
+		if len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0 {
+			p.warn("block I/O limits of host devices are left out: the guest has other devices")
+		}
+		r.BlockIO = nil // nor does the guest have an I/O scheduler that knows weights
+	}
+	if len(r.Rdma) > 0 {
+		r.Rdma = nil
+		p.warn("RDMA limits are left out: the guest has no RDMA")
+	}
+	if r.Network != nil {
+		r.Network = nil // net_cls and net_prio exist in cgroup v1 only
+	}
+	if r.Memory != nil {
+		r.Memory.Kernel, r.Memory.KernelTCP, r.Memory.Swappiness = nil, nil, nil
+		r.Memory.DisableOOMKiller, r.Memory.UseHierarchy, r.Memory.CheckBeforeUpdate = nil, nil, nil
+	}
+}
+
+func (p *Plan) warn(format string, args ...any) {
+	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))
+}
+
+// planDevices lets through the devices that the guest has too.
+func (p *Plan) planDevices() error {
+	for _, d := range p.Spec.Linux.Devices {
+		switch {
+		case d.Type == "p":
+		case d.Type == "b":
+			return fmt.Errorf("linux.devices: the block device %s (%d:%d) is not supported yet", d.Path, d.Major, d.Minor)
+		case d.Type != "c" && d.Type != "u":
+			return fmt.Errorf("linux.devices: %s has the unknown type %q", d.Path, d.Type)
+		case guestDevice(d.Major, d.Minor) == "":
+			return fmt.Errorf("linux.devices: the host's device %s (%d:%d) is not supported yet", d.Path, d.Major, d.Minor)
+		}
+		if !path.IsAbs(d.Path) {
+			return fmt.Errorf("linux.devices: path %q is not absolute", d.Path)
+		}
+	}
+	return nil
+}
+
+// guestDevice is the path in the guest of a character device that is the same on every Linux, by the
+// numbers of the kernel's admin-guide/devices.txt, or nothing.
+func guestDevice(major, minor int64) string {
+	switch {
+	case major == 136: // pseudo terminals, made in the container's own devpts
+		return fmt.Sprintf("/dev/pts/%d", minor)
+	default:
+		return guestDevices[[2]int64{major, minor}]
+	}
+}
+
+var guestDevices = map[[2]int64]string{
+	{1, 3}: "/dev/null", {1, 5}: "/dev/zero", {1, 7}: "/dev/full", {1, 8}: "/dev/random", {1, 9}: "/dev/urandom",
+	{5, 0}: "/dev/tty", {5, 1}: "/dev/console", {5, 2}: "/dev/ptmx",
+	{10, 200}: "/dev/net/tun", {10, 229}: "/dev/fuse",
+}
+
+func (p *Plan) planRoot(b *Bundle, o PlanOptions) {
+	if b.Rootfs == "" {
+		return
+	}
+	root := SharedPath{HostPath: b.Rootfs, GuestName: o.Name + ".rootfs", Recursive: true}
+	if b.Spec.Root != nil {
+		root.ReadOnly = b.Spec.Root.Readonly
+	}
+	p.Root = &root
+	p.Shares = append(p.Shares, root)
+	p.Spec.Root.Path = path.Join(o.ShareDir, root.GuestName)
+}
