@@ -2,8 +2,11 @@
 package child
 
 import (
+	"fmt"
+	"os"
 	"os/exec"
 	"runtime"
+	"strconv"
 	"sync"
 	"syscall"
 )
@@ -21,15 +24,38 @@ var starter = sync.OnceValue(func() chan<- request {
 	go func() {
 		runtime.LockOSThread()
 		for r := range requests {
-			r.answer <- r.cmd.Start()
+			r.answer <- start(r.cmd)
 		}
 	}()
 	return requests
 })
 
+func start(cmd *exec.Cmd) error {
+	if err := closeOnExec(); err != nil {
+		return err
+	}
+	return cmd.Start()
+}
+
+// closeOnExec keeps from children what this process itself was started with: files that Go opens are
+// closed by exec, files that it inherited are not.
+func closeOnExec() error {
+	open, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return fmt.Errorf("list open files: %w", err)
+	}
+	for _, entry := range open {
+		if fd, err := strconv.Atoi(entry.Name()); err == nil && fd > 2 {
+			syscall.CloseOnExec(fd)
+		}
+	}
+	return nil
+}
+
 // Start starts cmd like cmd.Start, and has the kernel kill its process with SIGKILL when this process
 // ends, however it ends. The command gets the namespaces and credentials of the process, not those
-// that the calling goroutine may have given its own thread. The signal does not reach the command's
+// that the calling goroutine may have given its own thread, and no open file but its standard ones and
+// cmd.ExtraFiles. The signal does not reach the command's
 // own children, and a set-user-ID program loses it.
 func Start(cmd *exec.Cmd) error {
 	if cmd.SysProcAttr == nil {

@@ -100,6 +100,39 @@ func TestStartKeepsTheCallersAttributes(t *testing.T) {
 	}
 }
 
+func TestChildInheritsOnlyItsFiles(t *testing.T) {
+	dir, err := syscall.Open(t.TempDir(), syscall.O_RDONLY, 0) // no O_CLOEXEC, as if it were inherited
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(dir)
+	extra, err := os.Open("/dev/null")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer extra.Close()
+	cmd := exec.Command("sleep", "60")
+	cmd.ExtraFiles = []*os.File{extra}
+	if err := Start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	}()
+	open, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", cmd.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, entry := range open {
+		names = append(names, entry.Name())
+	}
+	if got := strings.Join(names, " "); got != "0 1 2 3" {
+		t.Errorf("child has descriptors %s, want 0 1 2 3", got)
+	}
+}
+
 // running tells whether pid is a process that is not a zombie: whoever inherits it may reap it late.
 func running(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
