@@ -1,0 +1,201 @@
+// Package storage collects the host's files and directories that one guest may see in a tree of its own.
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+
+	"husk.dev/husk/internal/sys"
+)
+
+const (
+	// maxShares bounds how many names a tree holds at once.
+	maxShares = 4096
+	// maxName is the longest name, in bytes: NAME_MAX.
+	maxName = 255
+)
+
+// Tree is a directory of mount points, one for each file or directory of the host that a guest sees. It
+// exists in the mount namespace of the process that made it, and in those copied from it later (the file
+// service's), which see what is added after they were copied.
+type Tree struct {
+	path string
+
+	mu    sync.Mutex
+	dir   *os.File        // the tree's root, guarded by mu; nil once closed
+	names map[string]bool // guarded by mu
+}
+
+// NewTree makes a tree at dir, which is created. The process must have a mount namespace of its own (it
+// was started with CLONE_NEWNS and called sys.PrivateMounts), so that nobody else sees the tree and it
+// is gone, however the process ends. Close undoes NewTree and all that was added.
+func NewTree(dir string) (*Tree, error) {
+	if err := ownMounts(); err != nil {
+		return nil, fmt.Errorf("make share tree: %w", err)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make share tree: %w", err)
+	}
+	// A file system in memory keeps the mount points from the disk below, and lets the tree alone be
+	// shared with the file service.
+	if err := sys.MountTmpfs(dir, maxShares+16); err != nil {
+		os.Remove(dir)
+		return nil, fmt.Errorf("make share tree: %w", err)
+	}
+	root, err := sys.OpenDir(dir)
+	if err == nil {
+		err = sys.ShareMounts(dir)
+	}
+	if err != nil {
+		if root != nil {
+			root.Close()
+		}
+		return nil, fmt.Errorf("make share tree: %w", errors.Join(err, sys.Unmount(dir), os.Remove(dir)))
+	}
+	return &Tree{path: dir, dir: root, names: map[string]bool{}}, nil
+}
+
+// ownMounts refuses to go on in the mount namespace of the parent process or of the host's init: the
+// tree would show there, and outlive this process.
+func ownMounts() error {
+	own, err := os.Readlink("/proc/self/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("find own mount namespace: %w", err)
+	}
+	for _, pid := range []int{os.Getppid(), 1} {
+		other, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", pid))
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			continue // in another PID namespace, or of somebody else: not ours to compare with
+		}
+		if err != nil {
+			return fmt.Errorf("find mount namespace of process %d: %w", pid, err)
+		}
+		if own == other && pid != os.Getpid() {
+			return fmt.Errorf("this process shares its mount namespace with process %d", pid)
+		}
+	}
+	return nil
+}
+
+// Path is the directory of the tree, for the file service.
+func (t *Tree) Path() string { return t.path }
+
+// AddBind puts the file or directory hostPath, an absolute path without symlinks, into the tree as name.
+// With readOnly nothing can be written through it by anybody, with recursive what is mounted below
+// hostPath now is there too. A name that is taken is an error that matches fs.ErrExist.
+func (t *Tree) AddBind(hostPath, name string, readOnly, recursive bool) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	if !filepath.IsAbs(hostPath) {
+		return fmt.Errorf("share %q: %q is not absolute", name, hostPath)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	switch {
+	case t.dir == nil:
+		return fmt.Errorf("share %q: the tree is closed", name)
+	case t.names[name]:
+		return fmt.Errorf("share %q: %w", name, fs.ErrExist)
+	case len(t.names) >= maxShares:
+		return fmt.Errorf("share %q: there are %d shares, no more fit", name, maxShares)
+	}
+	if err := t.bind(hostPath, name, readOnly, recursive); err != nil {
+		return fmt.Errorf("share %s with the guest: %w", hostPath, err)
+	}
+	t.names[name] = true
+	return nil
+}
+
+// bind mounts hostPath on a mount point that it makes. The flags beside readOnly are about this host:
+// what a guest writes must not run here, nor open a device of the host. The guest applies its own.
+// Preconditions: t.mu is held.
+func (t *Tree) bind(hostPath, name string, readOnly, recursive bool) error {
+	mount, err := sys.CloneMount(hostPath, recursive, sys.MountFlags{ReadOnly: readOnly, NoExec: true, NoDev: true, NoSUID: true})
+	if errors.Is(err, syscall.ELOOP) {
+		return fmt.Errorf("a symlink took the place of a part of the path: %w", err)
+	}
+	if err != nil {
+		return err
+	}
+	defer mount.Close()
+	info, err := mount.Stat()
+	if err != nil {
+		return err
+	}
+	point := filepath.Join(t.path, name)
+	if info.IsDir() {
+		err = os.Mkdir(point, 0o700)
+	} else {
+		var file *os.File
+		if file, err = os.OpenFile(point, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600); err == nil {
+			err = file.Close()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := sys.AttachMount(mount, t.dir, name); err != nil {
+		return errors.Join(err, os.Remove(point))
+	}
+	return nil
+}
+
+// Remove takes name out of the tree. Files that the guest has open stay open. A name that is not there
+// is no error.
+func (t *Tree) Remove(name string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.names[name] || t.dir == nil {
+		return nil
+	}
+	if err := t.remove(name); err != nil {
+		return fmt.Errorf("remove share %q: %w", name, err)
+	}
+	delete(t.names, name)
+	return nil
+}
+
+// remove unmounts name first: a mount point can only be removed when nothing of a user's is on it.
+// Preconditions: t.mu is held.
+func (t *Tree) remove(name string) error {
+	point := filepath.Join(t.path, name)
+	if err := sys.Unmount(point); err != nil {
+		return err
+	}
+	return os.Remove(point) // never recursive
+}
+
+// Close takes everything out of the tree and removes it. It is idempotent.
+func (t *Tree) Close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.dir == nil {
+		return nil
+	}
+	var errs []error
+	for name := range t.names {
+		errs = append(errs, t.remove(name))
+	}
+	errs = append(errs, t.dir.Close())
+	t.dir, t.names = nil, nil
+	// Also where a name could not be removed: this detaches all that is left.
+	errs = append(errs, sys.Unmount(t.path), os.Remove(t.path))
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove share tree: %w", err)
+	}
+	return nil
+}
+
+func checkName(name string) error {
+	if name == "" || name == "." || name == ".." || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
+		return fmt.Errorf("share name %.64q is not allowed", name)
+	}
+	return nil
+}

@@ -1,0 +1,278 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"husk.dev/husk/internal/sys"
+	"husk.dev/husk/internal/testenv"
+)
+
+// newTree makes a tree in a mount namespace that the test alone has.
+func newTree(t *testing.T) *Tree {
+	t.Helper()
+	tree, err := NewTree(filepath.Join(t.TempDir(), "share"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tree
+}
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func holds(t *testing.T, path, want string) {
+	t.Helper()
+	if got, err := os.ReadFile(path); err != nil || string(got) != want {
+		t.Errorf("%s holds %q, %v; want %q", path, got, err, want)
+	}
+}
+
+func TestAddBind(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	tree := newTree(t)
+	src := t.TempDir()
+	write(t, filepath.Join(src, "file"), "content")
+	for _, c := range []struct {
+		name     string
+		path     string
+		readOnly bool
+	}{
+		{"dir", src, false}, {"dir-ro", src, true}, {"file", filepath.Join(src, "file"), false}, {"file-ro", filepath.Join(src, "file"), true},
+	} {
+		if err := tree.AddBind(c.path, c.name, c.readOnly, true); err != nil {
+			t.Fatal(err)
+		}
+		at := filepath.Join(tree.Path(), c.name)
+		if c.path == src {
+			at = filepath.Join(at, "file")
+		}
+		holds(t, at, "content")
+		err := os.WriteFile(at, []byte("content"), 0)
+		if c.readOnly != errors.Is(err, syscall.EROFS) || !c.readOnly && err != nil {
+			t.Errorf("%s: write: %v", c.name, err)
+		}
+	}
+	if err := tree.AddBind(src, "dir", false, false); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("taken name: %v", err)
+	}
+	for _, name := range []string{"dir", "file", "file", "none"} {
+		if err := tree.Remove(name); err != nil {
+			t.Errorf("Remove %s: %v", name, err)
+		}
+	}
+	entries, _ := os.ReadDir(tree.Path())
+	if got := fmt.Sprint(entries); strings.Contains(got, "dir/") || len(entries) != 2 {
+		t.Errorf("after Remove the tree holds %v", got)
+	}
+	holds(t, filepath.Join(src, "file"), "content")
+	if err := tree.AddBind(src, "dir", false, false); err != nil {
+		t.Errorf("a removed name again: %v", err)
+	}
+}
+
+func TestReadOnlyHoldsForSubmounts(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	tree := newTree(t)
+	src := t.TempDir()
+	sub := filepath.Join(src, "sub")
+	if err := errors.Join(os.Mkdir(sub, 0o755), syscall.Mount("sub", sub, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(sub, "file"), "below")
+	if err := tree.AddBind(src, "all", true, true); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, filepath.Join(tree.Path(), "all/sub/file"), "below")
+	if err := os.WriteFile(filepath.Join(tree.Path(), "all/sub/file"), nil, 0); !errors.Is(err, syscall.EROFS) {
+		t.Errorf("write below a read-only share: %v", err)
+	}
+	write(t, filepath.Join(sub, "file"), "still writable on the host")
+	if err := tree.AddBind(src, "top", true, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(tree.Path(), "top/sub/file")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a share that is not recursive shows a submount: %v", err)
+	}
+	// What is mounted on the host later must not show, least of all writable.
+	late := filepath.Join(src, "late")
+	if err := errors.Join(os.Mkdir(late, 0o755), syscall.Mount("late", late, "tmpfs", 0, "")); err != nil {
+		t.Fatal(err)
+	}
+	write(t, filepath.Join(late, "file"), "")
+	if _, err := os.Stat(filepath.Join(tree.Path(), "all/late/file")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a later mount of the host shows: %v", err)
+	}
+	if err := errors.Join(sys.Unmount(sub), sys.Unmount(late)); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestHostFlags(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	tree := newTree(t)
+	src := t.TempDir()
+	if err := syscall.Mknod(filepath.Join(src, "null"), syscall.S_IFCHR|0o666, 1<<8|3); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(src, "program"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := tree.AddBind(src, "dir", false, true); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Open(filepath.Join(tree.Path(), "dir/null")); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("open a device through a share: %v", err)
+	}
+	if err := exec.Command(filepath.Join(tree.Path(), "dir/program")).Run(); !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("run a program through a share: %v", err)
+	}
+}
+
+func TestAddBindRefuses(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	tree := newTree(t)
+	src := t.TempDir()
+	link := filepath.Join(src, "link")
+	if err := os.Symlink("/etc", link); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ path, name string }{
+		{link, "last-part"}, {link + "/ssl", "middle-part"}, {filepath.Join(src, "none"), "missing"}, {"etc", "relative"},
+		{src, ""}, {src, "."}, {src, ".."}, {src, "a/b"}, {src, "../out"}, {src, "a\x00"}, {src, strings.Repeat("a", 256)},
+	} {
+		if err := tree.AddBind(c.path, c.name, false, true); err == nil {
+			t.Errorf("took %q as %q", c.path, c.name)
+		}
+	}
+	if entries, err := os.ReadDir(tree.Path()); err != nil || len(entries) != 0 {
+		t.Errorf("left %v, %v", entries, err)
+	}
+}
+
+// TestLaterBindsReachCopies copies the mount namespace, as the file service does, and then adds a share.
+func TestLaterBindsReachCopies(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	if err := sys.PrivateMounts(); err != nil {
+		t.Fatal(err)
+	}
+	tree := newTree(t)
+	src := t.TempDir()
+	write(t, filepath.Join(src, "file"), "late")
+	// Like the file service: slave, then the tree bound on itself.
+	cmd := exec.Command("/bin/sh", "-c", `mount --make-rslave / && mount --rbind "$0" "$0" && cd "$0" && echo ready && read line && cat dir/file && read line && ls && echo end`, tree.Path())
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	in, err1 := cmd.StdinPipe()
+	out, err2 := cmd.StdoutPipe()
+	cmd.Stderr = os.Stderr
+	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+		t.Fatal(err)
+	}
+	expect := func(want string) {
+		t.Helper()
+		buf := make([]byte, 64)
+		n, err := out.Read(buf)
+		if got := string(buf[:n]); got != want {
+			t.Errorf("the copy said %q, %v; want %q", got, err, want)
+		}
+	}
+	expect("ready\n")
+	if err := tree.AddBind(src, "dir", true, true); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in)
+	expect("late")
+	if err := tree.Remove("dir"); err != nil {
+		t.Fatal(err)
+	}
+	fmt.Fprintln(in)
+	expect("end\n")
+	if err := cmd.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCloseUndoesEverything(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	before, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	src := t.TempDir()
+	write(t, filepath.Join(src, "file"), "mine")
+	dir := filepath.Join(t.TempDir(), "share")
+	tree, err := NewTree(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		if err := tree.AddBind(src, fmt.Sprint(i), i%2 == 0, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	busy, err := os.Open(filepath.Join(dir, "1/file")) // must not stop Close
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer busy.Close()
+	for range 2 {
+		if err := tree.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	after, _ := os.ReadFile("/proc/self/mountinfo")
+	if string(after) != string(before) {
+		t.Errorf("mounts before:\n%s\nafter:\n%s", before, after)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the tree is still there: %v", err)
+	}
+	holds(t, filepath.Join(src, "file"), "mine")
+	if err := tree.AddBind(src, "late", false, false); err == nil {
+		t.Error("added to a closed tree")
+	}
+}
+
+func TestNewTreeNeedsOwnMounts(t *testing.T) {
+	testenv.NeedRoot(t)
+	dir := filepath.Join(t.TempDir(), "share")
+	tree, err := NewTree(dir)
+	if err == nil {
+		tree.Close()
+		t.Fatal("made a tree in the mount namespace of the parent")
+	}
+	if !strings.Contains(err.Error(), "shares its mount namespace") {
+		t.Error(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("left %v", err)
+	}
+}
