@@ -1,0 +1,277 @@
+package qemu
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"husk.dev/husk/internal/vmm"
+)
+
+// agentPort is the name of the guest's virtio-serial port that carries internal/channel.
+const agentPort = "husk.agent"
+
+// facts is what the command line depends on beside the Spec: this machine and the files QEMU inherits.
+type facts struct {
+	arch   string // as in runtime.GOARCH
+	accel  string // kvm or tcg
+	amd    bool   // the processor is AMD's
+	tscKHz int    // of the host's time stamp counter; 0: unknown
+
+	console bool // QEMU's stdout takes the console
+	qmp     int  // descriptors
+	kernel  int
+	initrd  int        // 0: none
+	agent   int        // the socket of the serial channel; 0: the channel is a vsock
+	vhost   int        // /dev/vhost-vsock; 0: the channel is serial
+	cid     uint32     // of the vsock
+	disks   []diskFact // one for each of Spec.Disks
+	shares  []int      // sockets, one for each of Spec.Shares
+}
+
+type diskFact struct {
+	fd   int
+	size int64 // bytes
+}
+
+// argv returns QEMU's arguments. It is a pure function. No path is among them: QEMU gets every file
+// as an open descriptor.
+func argv(s vmm.Spec, f facts) []string {
+	b := &builder{spec: s, facts: f}
+	b.base()
+	b.machine()
+	b.boot()
+	b.monitor()
+	b.channel()
+	b.entropy()
+	for i, d := range s.Disks {
+		if d.Pmem {
+			b.pmem(i, d)
+		} else {
+			b.block(i, d)
+		}
+	}
+	for i, share := range s.Shares {
+		b.share(i, share)
+	}
+	return b.args
+}
+
+type builder struct {
+	spec  vmm.Spec
+	facts facts
+	args  []string
+}
+
+func (b *builder) add(args ...string) { b.args = append(b.args, args...) }
+
+func (b *builder) addf(option, format string, args ...any) {
+	b.add(option, fmt.Sprintf(format, args...))
+}
+
+// device adds a virtio device, on the bus that the machine has. Devices that predate virtio 1 have a
+// variant on PCI that leaves the old protocol out.
+func (b *builder) device(kind, options string, predates bool) {
+	switch {
+	case b.spec.Machine == microvm:
+		kind += "-device"
+	case predates:
+		kind += "-pci-non-transitional"
+	default:
+		kind += "-pci"
+	}
+	if options != "" {
+		kind += "," + options
+	}
+	b.add("-device", kind)
+}
+
+func (b *builder) base() {
+	b.addf("-name", "guest=%s,debug-threads=on", b.spec.ID)
+	b.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
+	b.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+}
+
+func (b *builder) machine() {
+	switch {
+	case b.facts.accel == "kvm":
+		b.add("-accel", "kvm", "-cpu", b.hostCPU())
+	case b.facts.arch == "amd64":
+		// Without a bound the cache of translated code grows by up to 1 GiB that nobody planned for.
+		// String instructions are slower emulated than the loops they replace; nested SVM is of no use.
+		b.add("-accel", "tcg,tb-size=256", "-cpu", "max,-erms,-svm")
+	default:
+		b.add("-accel", "tcg,tb-size=256", "-cpu", "max")
+	}
+	b.add("-machine", b.machineType()+",memory-backend=ram,mem-merge=off,dump-guest-core=off")
+	b.add("-smp", strconv.Itoa(b.spec.VCPUs))
+	b.add("-m", b.memory())
+	// A file service maps the guest's memory, so it must be a file: one that exists in memory only.
+	if len(b.spec.Shares) > 0 {
+		b.addf("-object", "memory-backend-memfd,id=ram,size=%dM,share=on", b.spec.MemoryMiB)
+	} else {
+		b.addf("-object", "memory-backend-ram,id=ram,size=%dM", b.spec.MemoryMiB)
+	}
+}
+
+// hostCPU is the host's processor less what would let the guest run guests. KVM gives AMD's processors
+// an MSR of Intel's that QEMU 7.2 may fail to set.
+func (b *builder) hostCPU() string {
+	switch {
+	case b.facts.arch != "amd64":
+		return "host"
+	case b.facts.amd:
+		return "host,-svm,-arch-capabilities"
+	}
+	return "host,-vmx"
+}
+
+func (b *builder) machineType() string {
+	if b.facts.arch == "arm64" {
+		return "virt,gic-version=max"
+	}
+	// A guest that cannot be told its clock's frequency must find it with the old timers.
+	timers := ""
+	if b.facts.accel == "kvm" || b.facts.tscKHz > 0 {
+		timers = ",pit=off"
+		if b.spec.Machine == microvm {
+			timers = ",pit=off,pic=off"
+		}
+	}
+	if b.spec.Machine == microvm {
+		return "microvm,acpi=on,isa-serial=off" + timers
+	}
+	return "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off" + timers
+}
+
+// memory leaves room in the address space for disks that are memory.
+func (b *builder) memory() string {
+	const mib = 1 << 20
+	slots, most := 0, int64(b.spec.MemoryMiB)
+	for i, d := range b.spec.Disks {
+		if d.Pmem {
+			slots++
+			most += (b.facts.disks[i].size + mib - 1) / mib
+		}
+	}
+	if slots == 0 {
+		return fmt.Sprintf("%dM", b.spec.MemoryMiB)
+	}
+	return fmt.Sprintf("%dM,slots=%d,maxmem=%dM", b.spec.MemoryMiB, slots, most)
+}
+
+func (b *builder) boot() {
+	if b.facts.arch == "amd64" && b.spec.Machine == q35 {
+		b.add("-bios", "qboot.rom") // 50 times smaller than the default, and it knows what we need
+	}
+	b.add("-kernel", descriptor(b.facts.kernel))
+	if b.facts.initrd != 0 {
+		b.add("-initrd", descriptor(b.facts.initrd))
+	}
+	b.add("-append", cmdline(b.spec, b.facts))
+}
+
+// descriptor names an inherited file for code in QEMU that knows no descriptors but opens paths.
+func descriptor(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
+
+func (b *builder) monitor() {
+	b.addf("-chardev", "socket,id=qmp,fd=%d", b.facts.qmp)
+	b.add("-mon", "chardev=qmp,mode=control")
+}
+
+func (b *builder) channel() {
+	// QEMU writes to a console without waiting: what nobody reads in time is lost, the guest runs on.
+	b.device("virtio-serial", "id=serial", true)
+	if b.facts.console {
+		b.add("-chardev", "stdio,id=console,signal=off")
+	} else {
+		b.add("-chardev", "null,id=console")
+	}
+	b.add("-device", "virtconsole,bus=serial.0,chardev=console")
+	if b.facts.vhost != 0 {
+		b.device("vhost-vsock", fmt.Sprintf("guest-cid=%d,vhostfd=%d", b.facts.cid, b.facts.vhost), true)
+		return
+	}
+	b.addf("-chardev", "socket,id=agent,fd=%d", b.facts.agent)
+	b.add("-device", "virtserialport,bus=serial.0,chardev=agent,name="+agentPort)
+}
+
+func (b *builder) entropy() {
+	b.add("-object", "rng-builtin,id=rng")
+	b.device("virtio-rng", "rng=rng", true)
+}
+
+// blockdev is the part of QEMU's BlockdevOptions (qapi/block-core.json) that a raw image needs.
+type blockdev struct {
+	Driver   string         `json:"driver"`
+	NodeName string         `json:"node-name,omitempty"`
+	ReadOnly bool           `json:"read-only"`
+	Discard  string         `json:"discard,omitempty"`
+	Cache    *blockdevCache `json:"cache,omitempty"`
+	Filename string         `json:"filename,omitempty"`
+	File     *blockdev      `json:"file,omitempty"`
+}
+
+type blockdevCache struct {
+	Direct  bool `json:"direct"`
+	NoFlush bool `json:"no-flush"`
+}
+
+// block adds a virtio-blk disk. Reads and writes go through the host's page cache; what the guest
+// flushes is on the disk, where it can write at all.
+func (b *builder) block(i int, d vmm.Disk) {
+	node := fmt.Sprintf("disk%d", i)
+	file := blockdev{Driver: "file", ReadOnly: d.ReadOnly, Filename: fmt.Sprintf("/dev/fdset/%d", i)}
+	raw := blockdev{Driver: "raw", NodeName: node, ReadOnly: d.ReadOnly, Cache: &blockdevCache{NoFlush: d.ReadOnly}}
+	if !d.ReadOnly {
+		raw.Discard, file.Discard = "unmap", "unmap"
+	}
+	raw.File = &file
+	options, err := json.Marshal(raw)
+	if err != nil {
+		panic(err) // a struct of strings and booleans
+	}
+	b.addf("-add-fd", "fd=%d,set=%d", b.facts.disks[i].fd, i)
+	b.add("-blockdev", string(options))
+	b.device("virtio-blk", fmt.Sprintf("drive=%s,serial=%s", node, d.Serial), true)
+}
+
+// pmem adds a disk that the guest sees as memory: the host's page cache of the image itself.
+func (b *builder) pmem(i int, d vmm.Disk) {
+	readonly := "off"
+	if d.ReadOnly {
+		readonly = "on"
+	}
+	b.addf("-object", "memory-backend-file,id=mem%d,mem-path=%s,size=%d,share=on,readonly=%s",
+		i, descriptor(b.facts.disks[i].fd), b.facts.disks[i].size, readonly)
+	b.device("virtio-pmem", fmt.Sprintf("memdev=mem%d,id=%s", i, "disk"+strconv.Itoa(i)), false)
+}
+
+func (b *builder) share(i int, share vmm.Share) {
+	b.addf("-chardev", "socket,id=share%d,fd=%d", i, b.facts.shares[i])
+	b.device("vhost-user-fs", fmt.Sprintf("chardev=share%d,tag=%s,queue-size=1024", i, share.Tag), false)
+}
+
+// cmdline is the guest kernel's command line.
+func cmdline(s vmm.Spec, f facts) string {
+	// A kernel that panics reboots at once by a triple fault, which needs no device, and QEMU exits.
+	words := []string{"quiet", "console=hvc0", "panic=-1", "rcupdate.rcu_expedited=1"}
+	if f.arch == "amd64" {
+		words = append(words, "reboot=t")
+	}
+	if f.arch == "amd64" && f.accel == "tcg" && f.tscKHz > 0 {
+		// An emulated guest reads the host's counter; finding its frequency, doubting it and patching
+		// locks out of the kernel costs hundreds of milliseconds.
+		words = append(words, fmt.Sprintf("tsc_early_khz=%d", f.tscKHz), "tsc=reliable", "no_timer_check", "noreplace-smp")
+	}
+	if f.vhost != 0 {
+		words = append(words, "husk.channel=vsock")
+	} else {
+		words = append(words, "husk.channel=serial")
+	}
+	if s.Cmdline != "" {
+		words = append(words, s.Cmdline)
+	}
+	return strings.Join(words, " ")
+}

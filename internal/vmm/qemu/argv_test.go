@@ -1,0 +1,159 @@
+package qemu
+
+import (
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"husk.dev/husk/internal/vmm"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func spec(machine string) vmm.Spec {
+	return vmm.Spec{
+		ID: "web-1", Machine: machine, Kernel: "/guest/vmlinux", Initrd: "/guest/initrd, new",
+		Cmdline: "loglevel=7", MemoryMiB: 256, VCPUs: 2,
+	}
+}
+
+// tcg is a host of AMD's without KVM, where QEMU has inherited the kernel first.
+func tcg() facts {
+	return facts{arch: "amd64", accel: "tcg", amd: true, tscKHz: 2596142, console: true, kernel: 3, initrd: 4, qmp: 5, agent: 6}
+}
+
+func onKVM(f facts) facts {
+	f.accel, f.tscKHz = "kvm", 0
+	return f
+}
+
+func TestArgv(t *testing.T) {
+	disks := []vmm.Disk{
+		{Serial: "layer-0", Path: "/d/a", ReadOnly: true, Pmem: true},
+		{Serial: "layer-1", Path: "/d/b", ReadOnly: true},
+		{Serial: "upper", Path: "/d/c,d"},
+		{Serial: "data", Path: "/d/e", Pmem: true},
+	}
+	diskFacts := []diskFact{{fd: 7, size: 64 << 20}, {fd: 8, size: 4096}, {fd: 9, size: 1 << 30}, {fd: 10, size: 2 << 20}}
+	for _, c := range []struct {
+		name string
+		spec func() (vmm.Spec, facts)
+	}{
+		{"microvm-tcg", func() (vmm.Spec, facts) { return spec(microvm), tcg() }},
+		{"microvm-kvm", func() (vmm.Spec, facts) { return spec(microvm), onKVM(tcg()) }},
+		{"q35-tcg", func() (vmm.Spec, facts) { return spec(q35), tcg() }},
+		{"q35-kvm-intel", func() (vmm.Spec, facts) {
+			f := onKVM(tcg())
+			f.amd = false
+			return spec(q35), f
+		}},
+		{"q35-kvm-vsock", func() (vmm.Spec, facts) {
+			f := onKVM(tcg())
+			f.agent, f.vhost, f.cid = 0, 6, 4000000001
+			return spec(q35), f
+		}},
+		{"microvm-vsock", func() (vmm.Spec, facts) {
+			f := tcg()
+			f.agent, f.vhost, f.cid = 0, 6, 3
+			return spec(microvm), f
+		}},
+		{"microvm-unknown-tsc", func() (vmm.Spec, facts) {
+			f := tcg()
+			f.tscKHz = 0
+			return spec(microvm), f
+		}},
+		{"microvm-bare", func() (vmm.Spec, facts) {
+			s, f := spec(microvm), tcg()
+			s.Initrd, s.Cmdline, f.initrd, f.console = "", "", 0, false
+			return s, f
+		}},
+		{"q35-disks", func() (vmm.Spec, facts) {
+			s, f := spec(q35), tcg()
+			s.Disks, f.disks = disks, diskFacts
+			return s, f
+		}},
+		{"microvm-disks", func() (vmm.Spec, facts) {
+			s, f := spec(microvm), tcg()
+			s.Disks, f.disks = disks[1:3], diskFacts[1:3]
+			return s, f
+		}},
+		{"q35-shares", func() (vmm.Spec, facts) {
+			s, f := spec(q35), tcg()
+			s.Shares, f.shares = []vmm.Share{{Tag: "rootfs", Socket: "/r"}, {Tag: "volumes", Socket: "/v"}}, []int{7, 8}
+			return s, f
+		}},
+		{"microvm-shares", func() (vmm.Spec, facts) {
+			s, f := spec(microvm), tcg()
+			s.Shares, f.shares = []vmm.Share{{Tag: "rootfs", Socket: "/r"}}, []int{7}
+			return s, f
+		}},
+		{"arm64-microvm", func() (vmm.Spec, facts) {
+			f := onKVM(tcg())
+			f.arch, f.amd = "arm64", false
+			return spec(microvm), f
+		}},
+		{"arm64-q35-tcg", func() (vmm.Spec, facts) {
+			f := tcg()
+			f.arch, f.amd, f.tscKHz = "arm64", false, 0
+			return spec(q35), f
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) { golden(t, c.name, lines(argv(c.spec()))) })
+	}
+}
+
+// lines puts every option on a line of its own.
+func lines(args []string) string {
+	var b strings.Builder
+	for i, a := range args {
+		if i > 0 && strings.HasPrefix(a, "-") {
+			b.WriteByte('\n')
+		} else if i > 0 {
+			b.WriteByte(' ')
+		}
+		b.WriteString(a)
+	}
+	b.WriteByte('\n')
+	return b.String()
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s differs (go test -update rewrites it)\ngot:\n%swant:\n%s", path, got, want)
+	}
+}
+
+func TestCmdlineFitsTheKernel(t *testing.T) {
+	s, f := spec(microvm), tcg()
+	s.Cmdline = strings.Repeat("a", vmm.MaxCmdline)
+	f.tscKHz = 99999999
+	if n := len(cmdline(s, f)); n >= 2048 {
+		t.Errorf("command line of %d bytes, an x86 kernel takes 2047", n)
+	}
+}
+
+// TestArgvHoldsNoPath: what QEMU does not name it need not be allowed to open.
+func TestArgvHoldsNoPath(t *testing.T) {
+	s, f := spec(q35), tcg()
+	s.Kernel, s.Initrd = "/secret/kernel", "/secret/initrd"
+	s.Disks, f.disks = []vmm.Disk{{Serial: "d", Path: "/secret/disk"}}, []diskFact{{fd: 7, size: 1}}
+	s.Shares, f.shares = []vmm.Share{{Tag: "t", Socket: "/secret/socket"}}, []int{8}
+	for _, a := range argv(s, f) {
+		if strings.Contains(a, "secret") {
+			t.Errorf("argument %q holds a path", a)
+		}
+	}
+}

@@ -1,0 +1,190 @@
+package qemu
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+)
+
+// writeWait bounds the sending of a command: QEMU reads its monitor whenever it is alive.
+const writeWait = 10 * time.Second
+
+// qmpClient talks to QEMU's monitor.
+type qmpClient struct {
+	conn    net.Conn
+	greeted chan struct{} // closed by the greeting
+	done    chan struct{} // closed when nothing more comes
+
+	mu      sync.Mutex
+	next    uint64                  // guarded by mu: id of the last command
+	pending map[uint64]chan message // guarded by mu: commands without a reply
+	reason  string                  // guarded by mu: the last event that told why the VM ends
+	failed  error                   // guarded by mu: why nothing more comes
+}
+
+// newQMP runs a client on conn, which it owns from then on.
+func newQMP(conn net.Conn) *qmpClient {
+	c := &qmpClient{
+		conn: conn, greeted: make(chan struct{}), done: make(chan struct{}),
+		pending: map[uint64]chan message{},
+	}
+	go c.read()
+	return c
+}
+
+// handshake waits for the greeting and leaves the negotiation.
+func (c *qmpClient) handshake(ctx context.Context) error {
+	select {
+	case <-c.greeted:
+	case <-c.done:
+		return fmt.Errorf("wait for QMP greeting: %w", c.err())
+	case <-ctx.Done():
+		return fmt.Errorf("wait for QMP greeting: %w", ctx.Err())
+	}
+	return c.execute(ctx, "qmp_capabilities", nil, nil)
+}
+
+// execute runs a command and decodes what it returns into result, unless that is nil.
+func (c *qmpClient) execute(ctx context.Context, name string, arguments, result any) error {
+	reply, id, err := c.send(name, arguments)
+	if err != nil {
+		return fmt.Errorf("execute %s: %w", name, err)
+	}
+	var m message
+	select {
+	case m = <-reply:
+	case <-c.done:
+		select {
+		case m = <-reply: // it came with the last bytes
+		default:
+			return fmt.Errorf("execute %s: %w", name, c.err())
+		}
+	case <-ctx.Done():
+		c.forget(id)
+		return fmt.Errorf("execute %s: %w", name, ctx.Err())
+	}
+	if m.Error != nil {
+		return fmt.Errorf("execute %s: %w", name, m.Error)
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(m.Return, result); err != nil {
+		return fmt.Errorf("execute %s: decode result: %w", name, err)
+	}
+	return nil
+}
+
+func (c *qmpClient) send(name string, arguments any) (<-chan message, uint64, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed != nil {
+		return nil, 0, c.failed
+	}
+	c.next++
+	line, err := json.Marshal(command{Execute: name, Arguments: arguments, ID: c.next})
+	if err != nil {
+		return nil, 0, err
+	}
+	reply := make(chan message, 1)
+	c.pending[c.next] = reply
+	err = c.conn.SetWriteDeadline(time.Now().Add(writeWait))
+	if err == nil {
+		_, err = c.conn.Write(append(line, '\n'))
+	}
+	if err != nil {
+		c.failed = fmt.Errorf("write QMP: %w", err) // half a command may be on its way
+		c.conn.Close()
+		return nil, 0, c.failed
+	}
+	return reply, c.next, nil
+}
+
+func (c *qmpClient) forget(id uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.pending, id)
+}
+
+// read delivers messages until the connection ends or QEMU sends what is none.
+func (c *qmpClient) read() {
+	defer close(c.done)
+	lines := bufio.NewScanner(c.conn)
+	lines.Buffer(make([]byte, 0, 4096), maxLine)
+	greeted := false
+	for lines.Scan() {
+		if len(lines.Bytes()) == 0 {
+			continue
+		}
+		m, err := decode(lines.Bytes())
+		if err == nil && m.Greeting != nil && greeted {
+			err = errors.New("QMP greeting in mid-conversation")
+		}
+		if err != nil {
+			c.fail(err)
+			return
+		}
+		if m.Greeting != nil {
+			greeted = true
+			close(c.greeted)
+			continue
+		}
+		c.deliver(m)
+	}
+	err := lines.Err()
+	if err == nil {
+		err = io.EOF
+	}
+	c.fail(fmt.Errorf("read QMP: %w", err))
+}
+
+func (c *qmpClient) deliver(m message) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if m.Event != "" {
+		if reason := endReason(m); reason != "" {
+			c.reason = reason
+		}
+		return
+	}
+	// A reply that nobody waits for any more is dropped.
+	if reply, ok := c.pending[*m.ID]; ok {
+		delete(c.pending, *m.ID)
+		reply <- m
+	}
+}
+
+func (c *qmpClient) fail(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.failed == nil {
+		c.failed = err
+	}
+	if c.reason == "" && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
+		c.reason = "its monitor broke the protocol: " + err.Error()
+	}
+	c.conn.Close()
+}
+
+// err says why nothing more comes. Valid once done is closed.
+func (c *qmpClient) err() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.failed
+}
+
+// endReason says why QEMU said that the VM ends, if it said so.
+func (c *qmpClient) endReason() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.reason
+}
+
+// Close ends the conversation; QEMU runs on.
+func (c *qmpClient) Close() error { return c.conn.Close() }

@@ -1,0 +1,67 @@
+package qemu
+
+import (
+	"fmt"
+
+	"husk.dev/husk/internal/vmm"
+)
+
+const (
+	// microvmSlots is how many virtio-mmio transports a microvm with ACPI has.
+	microvmSlots = 24
+	// q35Slots is how many devices fit on the root bus beside the host bridge and the chipset, with
+	// some room to spare.
+	q35Slots = 28
+	// ownSlots are taken by the serial device, the random number device and the vsock.
+	ownSlots = 3
+)
+
+// check returns the first thing in s that QEMU cannot do.
+func check(s vmm.Spec) error {
+	if err := s.Check(); err != nil {
+		return err
+	}
+	for _, c := range checks {
+		if err := c(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var checks = []func(vmm.Spec) error{checkMachine, checkPmem, checkSlots}
+
+func checkMachine(s vmm.Spec) error {
+	switch s.Machine {
+	case microvm, q35:
+		return nil
+	}
+	return &vmm.UnsupportedError{Driver: name, What: fmt.Sprintf("machine %q", s.Machine), Needs: "machine microvm or q35"}
+}
+
+// checkPmem: QEMU has virtio-pmem on PCI only, and a microvm has no room for it in its address space.
+func checkPmem(s vmm.Spec) error {
+	for _, d := range s.Disks {
+		if d.Pmem && s.Machine != q35 {
+			return &vmm.UnsupportedError{Driver: name, What: "virtio-pmem (disk " + d.Serial + ") on machine " + s.Machine, Needs: "machine q35"}
+		}
+	}
+	return nil
+}
+
+func checkSlots(s vmm.Spec) error {
+	slots, needs := microvmSlots, "machine q35"
+	if s.Machine == q35 {
+		slots, needs = q35Slots, ""
+	}
+	if used := ownSlots + len(s.Disks) + len(s.Shares); used > slots {
+		if used > q35Slots {
+			needs = ""
+		}
+		return &vmm.UnsupportedError{
+			Driver: name, Needs: needs,
+			What: fmt.Sprintf("more than %d disks and shares on machine %s", slots-ownSlots, s.Machine),
+		}
+	}
+	return nil
+}

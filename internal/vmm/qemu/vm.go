@@ -1,0 +1,166 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"sync/atomic"
+	"time"
+
+	"husk.dev/husk/internal/channel"
+	"husk.dev/husk/internal/sys/vsock"
+)
+
+// dialPause is how long a vsock port that does not answer is left alone.
+const dialPause = 20 * time.Millisecond
+
+// machine is a running QEMU. It implements vmm.VM and vmm.Pauser.
+type machine struct {
+	id     string
+	cmd    *exec.Cmd
+	stderr *tail
+	qmp    *qmpClient
+	agent  *channel.Client // nil where the channel is a vsock
+	cid    uint32          // of the vsock
+
+	stopped atomic.Bool   // we asked for the end
+	done    chan struct{} // closed when QEMU is gone
+	err     error         // why QEMU is gone; written before done is closed
+}
+
+// newMachine takes over a QEMU that has just started and our ends of its sockets. On an error QEMU is
+// gone again.
+func newMachine(id string, cmd *exec.Cmd, stderr *tail, r *resources, cid uint32) (*machine, error) {
+	m := &machine{id: id, cmd: cmd, stderr: stderr, qmp: newQMP(r.qmp), cid: cid, done: make(chan struct{})}
+	if r.agent != nil {
+		agent, err := channel.NewClient(r.agent)
+		if err != nil {
+			m.kill()
+			_ = cmd.Wait() // it was killed, what else
+			return nil, err
+		}
+		m.agent = agent
+	}
+	go m.wait()
+	go func() {
+		// A QEMU that closes its monitor is on its way out, or no longer QEMU: a guest broke out of it.
+		<-m.qmp.done
+		m.kill()
+	}()
+	return m, nil
+}
+
+// wait sees QEMU's end.
+func (m *machine) wait() {
+	waited := m.cmd.Wait()
+	// What QEMU said last is still in the socket; its end follows at once.
+	select {
+	case <-m.qmp.done:
+	case <-time.After(time.Second):
+	}
+	m.qmp.Close()
+	if m.agent != nil {
+		m.agent.Close()
+	}
+	if !m.stopped.Load() {
+		m.err = exitError(waited, m.qmp.endReason(), m.stderr.String())
+	}
+	close(m.done)
+}
+
+// kill ends QEMU at once. An error says that it has ended already.
+func (m *machine) kill() { _ = m.cmd.Process.Kill() }
+
+// Dial connects to a port of the agent. Over a serial channel it does not wait for the guest: what is
+// written waits there until the guest has booted.
+func (m *machine) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	select {
+	case <-m.done:
+		return nil, m.gone(port)
+	default:
+	}
+	dial := m.dialVsock
+	if m.agent != nil {
+		dial = m.agent.Dial
+	}
+	conn, err := dial(ctx, port)
+	if err != nil {
+		select {
+		case <-m.done:
+			return nil, m.gone(port)
+		default:
+		}
+	}
+	return conn, err
+}
+
+func (m *machine) gone(port uint32) error {
+	why := m.err
+	if why == nil {
+		why = errors.New("it was stopped")
+	}
+	return fmt.Errorf("dial guest port %d: VM %q is gone: %w", port, m.id, why)
+}
+
+// dialVsock tries until the guest has booted and listens, for before that every try fails.
+func (m *machine) dialVsock(ctx context.Context, port uint32) (net.Conn, error) {
+	for {
+		conn, err := vsock.Dial(ctx, m.cid, port)
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("dial guest port %d: %w (last: %w)", port, ctx.Err(), err)
+		case <-m.done:
+			return nil, err
+		case <-time.After(dialPause):
+		}
+	}
+}
+
+// Done is closed when QEMU is gone.
+func (m *machine) Done() <-chan struct{} { return m.done }
+
+// Err says why QEMU is gone, nil after Stop. Valid once Done is closed.
+func (m *machine) Err() error {
+	select {
+	case <-m.done:
+		return m.err
+	default:
+		return nil
+	}
+}
+
+// PID is QEMU's.
+func (m *machine) PID() int { return m.cmd.Process.Pid }
+
+// Stop kills QEMU: what a guest wants to keep, its agent has flushed before.
+func (m *machine) Stop(ctx context.Context) error {
+	m.stopped.Store(true)
+	m.kill()
+	select {
+	case <-m.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop VM %q: %w", m.id, ctx.Err())
+	}
+}
+
+// Pause stops the guest's processors.
+func (m *machine) Pause(ctx context.Context) error {
+	if err := m.qmp.execute(ctx, "stop", nil, nil); err != nil {
+		return fmt.Errorf("pause VM %q: %w", m.id, err)
+	}
+	return nil
+}
+
+// Resume lets the guest's processors run on.
+func (m *machine) Resume(ctx context.Context) error {
+	if err := m.qmp.execute(ctx, "cont", nil, nil); err != nil {
+		return fmt.Errorf("resume VM %q: %w", m.id, err)
+	}
+	return nil
+}
