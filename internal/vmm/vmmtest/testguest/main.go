@@ -1,0 +1,162 @@
+// Command testguest is /init of the guest that the drivers' tests boot: it finds the channel to the host
+// as the agent does and echoes.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"husk.dev/husk/internal/channel"
+	"husk.dev/husk/internal/sys/vsock"
+	"husk.dev/husk/internal/vmm/vmmtest/echo"
+)
+
+func main() {
+	err := run()
+	fmt.Println("test guest:", err)
+	_ = syscall.Reboot(syscall.LINUX_REBOOT_CMD_RESTART) // the monitor ends with the guest
+	select {}
+}
+
+func run() error {
+	for _, m := range []struct{ dir, kind string }{{"/proc", "proc"}, {"/sys", "sysfs"}, {"/dev", "devtmpfs"}} {
+		if err := os.MkdirAll(m.dir, 0o755); err != nil {
+			return err
+		}
+		if err := syscall.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil {
+			return fmt.Errorf("mount %s: %w", m.dir, err)
+		}
+	}
+	cmdline, err := os.ReadFile("/proc/cmdline")
+	if err != nil {
+		return err
+	}
+	words := strings.Fields(string(cmdline))
+	for _, word := range words {
+		switch word {
+		case "husktest.panic":
+			return os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+		case "husktest.poweroff":
+			return syscall.Reboot(syscall.LINUX_REBOOT_CMD_POWER_OFF)
+		case "husktest.garbage":
+			return garbage()
+		case "husktest.chatter":
+			go chatter()
+		case "husktest.devices":
+			printDevices()
+		}
+	}
+	fmt.Println(echo.ConsoleMark)
+	for _, word := range words {
+		switch word {
+		case "husk.channel=vsock":
+			l, err := vsock.Listen(echo.Port)
+			if err != nil {
+				return err
+			}
+			return echo.ServeListener(l)
+		case "husk.channel=serial":
+			return serial()
+		}
+	}
+	return fmt.Errorf("no husk.channel in %q", cmdline)
+}
+
+func serial() error {
+	port, err := open()
+	if err != nil {
+		return err
+	}
+	s, err := channel.NewServer(port)
+	if err != nil {
+		return err
+	}
+	return echo.Serve(context.Background(), s)
+}
+
+// garbage says nothing that the host understands, for ever.
+func garbage() error {
+	port, err := open()
+	if err != nil {
+		return err
+	}
+	noise := []byte(strings.Repeat("\xff\x00garbage", 1<<10))
+	for {
+		if _, err := port.Write(noise); err != nil {
+			return err
+		}
+	}
+}
+
+// chatter fills a console that nobody reads.
+func chatter() {
+	line := strings.Repeat("chatter ", 512)
+	for {
+		fmt.Println(line)
+	}
+}
+
+// open opens the port by its name, once its driver has made it.
+func open() (*os.File, error) {
+	for range 500 {
+		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
+		if err != nil {
+			return nil, err
+		}
+		for _, name := range names {
+			if text, err := os.ReadFile(name); err == nil && strings.TrimSpace(string(text)) == "husk.agent" {
+				return os.OpenFile("/dev/"+filepath.Base(filepath.Dir(name)), os.O_RDWR, 0)
+			}
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return nil, errors.New("no virtio port named husk.agent")
+}
+
+// printDevices lists the disks and shares, one a line: name, serial or tag, size in bytes, read-only flag.
+func printDevices() {
+	blocks, _ := filepath.Glob("/sys/block/[vp][dm]*")
+	for _, dir := range blocks {
+		read := func(name string) string {
+			text, err := os.ReadFile(filepath.Join(dir, name))
+			if err != nil {
+				return "-"
+			}
+			return strings.TrimSpace(string(text))
+		}
+		base := filepath.Base(dir)
+		fmt.Printf("disk %s serial %s sectors %s ro %s starts %q\n", base, read("serial"), read("size"), read("ro"), head("/dev/"+base))
+	}
+	for _, tag := range []string{"rootfs", "volumes"} {
+		dir := "/mnt-" + tag
+		if os.Mkdir(dir, 0o755) != nil || syscall.Mount(tag, dir, "virtiofs", 0, "") != nil {
+			continue
+		}
+		text, err := os.ReadFile(dir + "/hello")
+		fmt.Printf("share %s holds %q %v\n", tag, text, err)
+	}
+}
+
+// head is the first bytes of a device, after it was asked to take some others.
+func head(device string) string {
+	if f, err := os.OpenFile(device, os.O_WRONLY|syscall.O_SYNC, 0); err == nil {
+		_, _ = f.WriteAt([]byte("written by guest"), 512)
+		f.Close()
+	}
+	f, err := os.Open(device)
+	if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	first := make([]byte, 8)
+	if _, err := f.Read(first); err != nil {
+		return err.Error()
+	}
+	return string(first)
+}
