@@ -19,16 +19,17 @@ cached() {
 	local kind=$1 key=$2 dir
 	shift 2
 	dir=$cache_root/$kind-$key
-	mkdir -p "$cache_root"
+	# Every step checks itself: a caller that tests the outcome switches errexit off.
+	mkdir -p "$cache_root" || return
 	(
-		flock 9
+		flock 9 || exit
 		if [ ! -d "$dir" ]; then
 			# Only the holder of the lock builds, so what lies here is of a build that died.
 			rm -rf "$cache_root/$kind".partial.*
-			partial=$(mktemp -d "$cache_root/$kind.partial.XXXXXX")
+			partial=$(mktemp -d "$cache_root/$kind.partial.XXXXXX") || exit
 			trap 'rm -rf "$partial"' EXIT
-			TMPDIR=$partial "$@" "$partial/out" 9>&- >&2
-			mv -T "$partial/out" "$dir"
+			TMPDIR=$partial "$@" "$partial/out" 9>&- >&2 || exit
+			mv -T "$partial/out" "$dir" || exit
 			# shellcheck disable=SC2012 # the names are ours: no blanks, no line ends
 			ls -dt "$cache_root/$kind"-* | tail -n +$((cache_keep + 1)) | xargs -r rm -rf
 		fi

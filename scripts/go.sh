@@ -41,10 +41,10 @@ fetch_toolchain() {
 	dir=$(cd / && GOFLAGS=-modcacherw GOMODCACHE=$2.mod "$1" mod download -json \
 		"golang.org/toolchain@v0.0.1-go$want.linux-$arch" | sed -n 's/^\t"Dir": "\(.*\)",$/\1/p')
 	[ -d "$dir" ] || return
-	chmod +x "$dir"/bin/* "$dir"/pkg/tool/*/*
-	find "$dir" -name _go.mod -execdir mv _go.mod go.mod \;
-	mv "$dir" "$2"
-	rm -rf "$2.mod"
+	chmod +x "$dir"/bin/* "$dir"/pkg/tool/*/* &&
+		find "$dir" -name _go.mod -execdir mv _go.mod go.mod \; &&
+		mv "$dir" "$2" &&
+		rm -rf "$2.mod"
 }
 
 case ${1:-} in

@@ -33,14 +33,22 @@ kernel_dir() {
 	cached "kernel-$kind-$arch" "$key" "$builder" "$arch"
 }
 
+# crun_dir prints the cache directory of the static crun, or nothing where it cannot be built.
+crun_dir() {
+	local builder=$top/guest/image/crun.sh
+	cached "crun-$arch" "$("$builder" --key | hash_of)" "$builder" && return
+	say "cannot build crun from source (above); taking the package's binary, which starts slower"
+}
+
 # image_dir KERNELDIR AGENT prints the cache directory of the image for that kernel and agent.
 image_dir() {
-	local key
+	local key crun builder=$top/guest/image/build.sh
+	crun=$(crun_dir)
 	key=$({
-		"$top/guest/image/build.sh" --key "$2"
+		"$builder" --key "$2" "$crun"
 		if [ -d "$1/modules" ]; then basename "$1"; fi
 	} | hash_of)
-	cached "image-$arch" "$key" "$top/guest/image/build.sh" "$2" "$1"
+	cached "image-$arch" "$key" "$builder" "$2" "$crun" "$1"
 }
 
 # describe KERNELDIR KERNELFILE OUTDIR writes guest.json, which the husk binary reads.

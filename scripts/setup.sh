@@ -10,8 +10,8 @@ packages=(
 	qemu-system-data erofs-utils e2fsprogs iproute2
 	# goes into the guest image
 	crun busybox-static
-	# packs the guest image
-	gcc libc6-dev cpio zstd kmod
+	# builds crun for the guest, packs the guest image
+	gcc libc6-dev patch libseccomp-dev libcap-dev libyajl-dev cpio kmod
 	# builds the guest kernel
 	make linux-source-6.1 xz-utils lz4 flex bison bc libelf-dev libssl-dev
 	# tests
