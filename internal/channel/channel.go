@@ -20,6 +20,9 @@ const (
 	window = 1 << 20
 	// headerWait bounds how long the guest waits for a new stream's port number.
 	headerWait = 10 * time.Second
+	// listenWait is how long a stream waits for somebody to listen on its port: the host may dial
+	// before the guest runs, and then the stream is there before the agent's first Listen.
+	listenWait = 2 * time.Second
 	// backlog is how many streams of one port may wait to be accepted.
 	backlog = 64
 )
@@ -95,8 +98,9 @@ type Server struct {
 	session *yamux.Session
 	done    chan struct{}
 
-	mu    sync.Mutex
-	ports map[uint32]*listener // guarded by mu
+	mu     sync.Mutex
+	ports  map[uint32]*listener // guarded by mu
+	change chan struct{}        // guarded by mu: closed and replaced by each Listen
 }
 
 // NewServer runs the guest's end over conn, which it owns from then on.
@@ -105,7 +109,7 @@ func NewServer(conn io.ReadWriteCloser) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open host channel: %w", err)
 	}
-	s := &Server{session: session, done: make(chan struct{}), ports: map[uint32]*listener{}}
+	s := &Server{session: session, done: make(chan struct{}), ports: map[uint32]*listener{}, change: make(chan struct{})}
 	go s.dispatch()
 	return s, nil
 }
@@ -119,6 +123,8 @@ func (s *Server) Listen(port uint32) (net.Listener, error) {
 	}
 	l := &listener{server: s, port: port, conns: make(chan net.Conn, backlog), closed: make(chan struct{})}
 	s.ports[port] = l
+	close(s.change)
+	s.change = make(chan struct{})
 	return l, nil
 }
 
@@ -147,9 +153,7 @@ func (s *Server) route(stream *yamux.Stream) {
 		return
 	}
 	_ = stream.SetReadDeadline(time.Time{})
-	s.mu.Lock()
-	l := s.ports[binary.BigEndian.Uint32(header[:])]
-	s.mu.Unlock()
+	l := s.listener(binary.BigEndian.Uint32(header[:]))
 	if l == nil {
 		stream.Close()
 		return
@@ -160,6 +164,27 @@ func (s *Server) route(stream *yamux.Stream) {
 		stream.Close()
 	case <-s.done:
 		stream.Close()
+	}
+}
+
+// listener returns who listens on port, and waits a moment for somebody to.
+func (s *Server) listener(port uint32) *listener {
+	late := time.NewTimer(listenWait)
+	defer late.Stop()
+	for {
+		s.mu.Lock()
+		l, change := s.ports[port], s.change
+		s.mu.Unlock()
+		if l != nil {
+			return l
+		}
+		select {
+		case <-change:
+		case <-late.C:
+			return nil
+		case <-s.done:
+			return nil
+		}
 	}
 }
 
