@@ -14,6 +14,9 @@ import (
 	"husk.dev/husk/internal/sys"
 )
 
+// ShareTag is the tag of the one virtio-fs share of a VM, the tree of all that it may see.
+const ShareTag = "husk"
+
 const (
 	// maxShares bounds how many names a tree holds at once.
 	maxShares = 4096
