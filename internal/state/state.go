@@ -68,8 +68,9 @@ type Container struct {
 	Name  string   `json:"name,omitempty"`
 	Args  []string `json:"args,omitempty"` // of the init, for listings
 
-	WritableDisk string `json:"writableDisk,omitempty"` // file to remove with the container
 	Log          string `json:"log,omitempty"`          // file with its output
+	// Poststart are the OCI hooks that whoever starts the container runs.
+	Poststart []specs.Hook `json:"poststart,omitempty"`
 	// Poststop are the OCI hooks that whoever deletes the container runs, even when its owner is gone.
 	Poststop []specs.Hook `json:"poststop,omitempty"`
 }

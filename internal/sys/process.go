@@ -55,8 +55,8 @@ func (i *Interrupt) Close() { i.write.Close(); i.read.Close() }
 // leaves the file's flags alone, which may be shared with other processes: a terminal's are.
 func (i *Interrupt) Readable(f *os.File) bool {
 	fds := []unix.PollFd{
-		{Fd: int32(f.Fd()), Events: unix.POLLIN},
-		{Fd: int32(i.read.Fd()), Events: unix.POLLIN},
+		{Fd: number(f), Events: unix.POLLIN},
+		{Fd: number(i.read), Events: unix.POLLIN},
 	}
 	for {
 		if _, err := unix.Poll(fds, -1); err != nil {
@@ -67,6 +67,15 @@ func (i *Interrupt) Readable(f *os.File) bool {
 		}
 		return fds[1].Revents == 0
 	}
+}
+
+// number is f's descriptor, -1 once it is closed. Unlike f.Fd it leaves O_NONBLOCK alone.
+func number(f *os.File) int32 {
+	fd := int32(-1)
+	if raw, err := f.SyscallConn(); err == nil {
+		_ = raw.Control(func(n uintptr) { fd = int32(n) }) // fails on a closed file
+	}
+	return fd
 }
 
 // MemoryTotal returns the RAM of this machine in bytes (MemTotal).

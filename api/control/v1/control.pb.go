@@ -113,8 +113,9 @@ type CreateRequest struct {
 	Spec          []byte                 `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`     // its config.json, validated
 	Image         *Image                 `protobuf:"bytes,4,opt,name=image,proto3" json:"image,omitempty"`   // root from husk's own store; unset: the directory that the spec names
 	Stdio         *Stdio                 `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"`
-	Start         bool                   `protobuf:"varint,6,opt,name=start,proto3" json:"start,omitempty"`                    // run it at once
-	HostPid       uint32                 `protobuf:"varint,7,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"` // the process that stands for the container on the host, 0: the caller attends
+	Start         bool                   `protobuf:"varint,6,opt,name=start,proto3" json:"start,omitempty"`                             // run it at once
+	HostPid       uint32                 `protobuf:"varint,7,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`          // the process that stands for the container on the host
+	AutoRemove    bool                   `protobuf:"varint,8,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // remove the container's state and disk once it has ended
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -196,6 +197,13 @@ func (x *CreateRequest) GetHostPid() uint32 {
 		return x.HostPid
 	}
 	return 0
+}
+
+func (x *CreateRequest) GetAutoRemove() bool {
+	if x != nil {
+		return x.AutoRemove
+	}
+	return false
 }
 
 // Image is a root from husk's own store.
@@ -1146,7 +1154,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x1capi/control/v1/control.proto\x12\x0fhusk.control.v1\"\a\n" +
 	"\x05Empty\"\"\n" +
 	"\x10ContainerRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xd8\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xf9\x01\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x12\n" +
@@ -1154,7 +1162,9 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x05image\x18\x04 \x01(\v2\x16.husk.control.v1.ImageR\x05image\x12,\n" +
 	"\x05stdio\x18\x05 \x01(\v2\x16.husk.control.v1.StdioR\x05stdio\x12\x14\n" +
 	"\x05start\x18\x06 \x01(\bR\x05start\x12\x19\n" +
-	"\bhost_pid\x18\a \x01(\rR\ahostPid\"F\n" +
+	"\bhost_pid\x18\a \x01(\rR\ahostPid\x12\x1f\n" +
+	"\vauto_remove\x18\b \x01(\bR\n" +
+	"autoRemove\"F\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06layers\x18\x01 \x03(\tR\x06layers\x12%\n" +
 	"\x0ewritable_bytes\x18\x02 \x01(\x04R\rwritableBytes\"y\n" +

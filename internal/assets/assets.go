@@ -1,0 +1,68 @@
+// Package assets finds the guest's kernel and image and what is known of them.
+package assets
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+)
+
+// Guest is what guest.json, written beside the files when they are built, says of a kernel and image.
+type Guest struct {
+	Dir           string `json:"-"`
+	Arch          string `json:"arch"`           // x86_64 or arm64
+	Kind          string `json:"kind"`           // husk (own config, nothing but built in) or distro
+	Kernel        string `json:"kernel"`         // file name, made absolute by Find
+	KernelVersion string `json:"kernel_version"` // uname -r of it
+	KernelSource  string `json:"kernel_source"`  // licence and source package, one line
+	Initrd        string `json:"initrd"`         // file name, made absolute by Find
+	Key           string `json:"key"`            // hash of what both were built from
+}
+
+// Arch is this machine's architecture as guest.json names it.
+func Arch() string {
+	if runtime.GOARCH == "amd64" {
+		return "x86_64"
+	}
+	return runtime.GOARCH
+}
+
+// Find reads guest.json in dir, or where dir is empty in ../lib/husk/guest as seen from the running
+// binary, and makes sure that the files it names are there.
+func Find(dir string) (Guest, error) {
+	if dir == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return Guest{}, fmt.Errorf("find guest kernel and image: %w", err)
+		}
+		dir = filepath.Join(filepath.Dir(self), "../lib/husk/guest")
+	}
+	g := Guest{Dir: dir}
+	data, err := os.ReadFile(filepath.Join(dir, "guest.json"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return g, fmt.Errorf("guest kernel and image not found in %s: build them with 'make kernel image', or set guest_dir", dir)
+	}
+	if err != nil {
+		return g, fmt.Errorf("find guest kernel and image: %w", err)
+	}
+	if err := json.Unmarshal(data, &g); err != nil {
+		return g, fmt.Errorf("read %s: %w", filepath.Join(dir, "guest.json"), err)
+	}
+	if g.Arch != Arch() {
+		return g, fmt.Errorf("guest kernel and image in %s are for %s, this machine is %s", dir, g.Arch, Arch())
+	}
+	for what, name := range map[string]*string{"kernel": &g.Kernel, "image": &g.Initrd} {
+		if *name == "" || *name != filepath.Base(*name) {
+			return g, fmt.Errorf("read %s: %s is %q, want a file name", filepath.Join(dir, "guest.json"), what, *name)
+		}
+		*name = filepath.Join(dir, *name)
+		if _, err := os.Stat(*name); err != nil {
+			return g, fmt.Errorf("guest %s: %w: build it with 'make kernel image'", what, err)
+		}
+	}
+	return g, nil
+}

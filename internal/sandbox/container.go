@@ -1,0 +1,200 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/state"
+)
+
+// retain is how long the exit of an added process is kept for somebody who asks late.
+const retain = time.Minute
+
+// Event is something that happened to a container.
+type Event struct {
+	Kind EventKind
+	Time time.Time
+}
+
+// EventKind names what happened.
+type EventKind string
+
+// Kinds of events.
+const (
+	OOM      EventKind = "oom"  // the kernel killed a process of the container for want of memory
+	ExitKind EventKind = "exit" // the container's init has ended
+)
+
+// container is one container of the VM.
+type container struct {
+	id      string
+	sandbox *Sandbox
+	dir     *state.Dir
+	init    *process
+
+	mu     sync.Mutex // guards the fields below
+	record state.Container
+	execs  map[string]*process
+	subs   map[chan Event]struct{}
+}
+
+// moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").
+var moves = map[state.Status][]state.Status{
+	state.Creating: {state.Created, state.Stopped},
+	state.Created:  {state.Running, state.Stopped},
+	state.Running:  {state.Paused, state.Stopped},
+	state.Paused:   {state.Running, state.Stopped},
+}
+
+// move changes the status and saves it. Preconditions: mu is held.
+func (c *container) move(to state.Status) error {
+	for _, next := range moves[c.record.Status] {
+		if next == to {
+			c.record.Status = to
+			return c.save()
+		}
+	}
+	return fmt.Errorf("%w: container %q is %s, it cannot become %s", ErrState, c.id, c.record.Status, to)
+}
+
+// save writes the record to disk. Preconditions: mu is held.
+func (c *container) save() error {
+	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
+	defer cancel()
+	unlock, err := c.dir.Lock(ctx)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return c.dir.Save(c.record)
+}
+
+// expect returns an error unless the container has one of the given statuses. Preconditions: mu is held.
+func (c *container) expect(verb string, statuses ...state.Status) error {
+	for _, s := range statuses {
+		if c.record.Status == s {
+			return nil
+		}
+	}
+	return fmt.Errorf("%w: cannot %s container %q that is %s", ErrState, verb, c.id, c.record.Status)
+}
+
+func (c *container) process(exec string) *process {
+	if exec == "" {
+		return c.init
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.execs[exec]
+}
+
+// follow waits for the init's end, records it and ends the sandbox when no container is left.
+func (c *container) follow() {
+	c.init.finish(func(exit Exit) {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.record.ExitStatus, c.record.ExitedAt, c.record.Reason = int(exit.Status), exit.Time, exit.Reason
+		if err := c.move(state.Stopped); err != nil {
+			c.sandbox.log.Error("record exit", "error", err)
+		}
+		c.publishLocked(Event{Kind: ExitKind, Time: exit.Time})
+	})
+	c.sandbox.containerStopped()
+}
+
+// vmGone ends every process that has not ended: its VM has.
+func (c *container) vmGone(reason string) {
+	exit := Exit{Status: killed, Time: time.Now(), Reason: reason}
+	c.mu.Lock()
+	execs := make([]*process, 0, len(c.execs))
+	for _, p := range c.execs {
+		execs = append(execs, p)
+	}
+	c.mu.Unlock()
+	for _, p := range append(execs, c.init) {
+		p.end(exit)
+	}
+	<-c.init.exited // its state is on disk from here on
+}
+
+// subscribe returns a channel of the container's events. A reader that is too slow loses events.
+func (c *container) subscribe() (events <-chan Event, cancel func()) {
+	ch := make(chan Event, 64)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.subs[ch] = struct{}{}
+	return ch, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.subs, ch)
+	}
+}
+
+func (c *container) publish(e Event) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.publishLocked(e)
+}
+
+// publishLocked hands e to the subscribers. Preconditions: mu is held.
+func (c *container) publishLocked(e Event) {
+	for ch := range c.subs {
+		select {
+		case ch <- e:
+		default:
+		}
+	}
+}
+
+// containerStopped ends the sandbox once nothing runs or can run in it.
+func (s *Sandbox) containerStopped() {
+	s.mu.Lock()
+	containers := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		containers = append(containers, c)
+	}
+	s.mu.Unlock()
+	for _, c := range containers {
+		select {
+		case <-c.init.exited:
+		default:
+			return
+		}
+	}
+	s.teardown("its last container has exited")
+}
+
+// guestKill sends SIGKILL to a process whose host process is gone. What fails here is a process that has
+// ended already, or a guest that watch will find dead.
+func (c *container) guestKill(exec string) {
+	ctx, cancel := guest.Bound(context.Background())
+	defer cancel()
+	_, err := c.sandbox.client().Signal(ctx, &agentv1.SignalRequest{Container: c.id, Exec: exec, Signal: 9})
+	if err != nil {
+		c.sandbox.log.Warn("kill process without a host process", "container", c.id, "exec", exec, "error", err)
+	}
+}
+
+func (s *Sandbox) client() *guest.Client {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.guest
+}
+
+// guard kills the process when whoever waits for it on the host is gone.
+func (c *container) guard(p *process, gone <-chan struct{}) {
+	if gone == nil {
+		return
+	}
+	go func() {
+		select {
+		case <-gone:
+			c.guestKill(p.exec)
+		case <-p.ended:
+		}
+	}()
+}

@@ -1,0 +1,47 @@
+package sandbox
+
+import (
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"husk.dev/husk/internal/guest"
+)
+
+// guestError is what a guest's agent answered: its words, which may be anything, and their class.
+type guestError struct {
+	message string
+	code    codes.Code
+}
+
+// maxMessage bounds how much of a guest's words goes into an error, in bytes.
+const maxMessage = 1024
+
+func (e *guestError) Error() string { return e.message }
+
+// GRPCStatus keeps the class for whoever turns the error into an exit code: NotFound and PermissionDenied
+// are a program that does not exist and one that cannot be executed.
+func (e *guestError) GRPCStatus() *status.Status { return status.New(e.code, e.message) }
+
+// explain wraps what a call of the agent returned; nil stays nil.
+func explain(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	message, code := guest.Reason(err)
+	if len(message) > maxMessage {
+		message = message[:maxMessage] + "…"
+	}
+	printable := strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case r < ' ' || r == 0x7f:
+			return -1
+		}
+		return r
+	}, strings.TrimSpace(message))
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), &guestError{message: printable, code: code})
+}

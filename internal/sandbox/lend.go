@@ -1,0 +1,140 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/storage"
+	"husk.dev/husk/internal/storage/disk"
+	"husk.dev/husk/internal/storage/virtiofs"
+	"husk.dev/husk/internal/vmm"
+)
+
+// Names of disks in the guest.
+const (
+	upperSerial = "upper"
+	layerSerial = "layer" // and its number, the lowest is 0
+)
+
+// lend adds to spec the disks and shares that the container needs, and says what its root is made of.
+func (s *Sandbox) lend(ctx context.Context, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
+	defer s.timing.begin("lend files")()
+	root := &agentv1.Rootfs{}
+	if plan.Root != nil {
+		root.Path = path.Join(agentv1.ShareDir, storage.ShareTag, plan.Root.GuestName)
+	}
+	s.lendLayers(r.Layers, root, spec)
+	if len(r.Layers) > 0 && r.WritableMiB > 0 {
+		file, err := s.lendDisk(ctx, c.id, r.WritableMiB)
+		if err != nil {
+			return nil, err
+		}
+		spec.Disks = append(spec.Disks, vmm.Disk{Serial: upperSerial, Path: file})
+		root.Upper = &agentv1.Disk{Serial: upperSerial, Filesystem: "ext4"}
+	}
+	if len(plan.Shares) > 0 {
+		share, err := s.lendShares(ctx, c, plan.Shares)
+		if err != nil {
+			return nil, err
+		}
+		spec.Shares = append(spec.Shares, share)
+	}
+	return root, nil
+}
+
+// lendLayers attaches an image's layers: by virtio-pmem, whose pages the guest maps from the host's page
+// cache, where the machine has it.
+func (s *Sandbox) lendLayers(layers []string, root *agentv1.Rootfs, spec *vmm.Spec) {
+	pmem := spec.Machine == "q35" && s.options.Driver.Info().Pmem
+	for i, file := range layers {
+		serial := fmt.Sprintf("%s%d", layerSerial, i)
+		spec.Disks = append(spec.Disks, vmm.Disk{Serial: serial, Path: file, ReadOnly: true, Pmem: pmem})
+		d := &agentv1.Disk{Serial: serial, Filesystem: "erofs", Readonly: true}
+		if pmem {
+			number := uint32(i)
+			d.Serial, d.Pmem, d.Dax = "", &number, true
+		}
+		root.Lower = append(root.Lower, d)
+	}
+}
+
+// lendDisk makes the disk that takes what the container writes, outside of the state directory: that one
+// is in memory.
+func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string, error) {
+	dir := s.dataDir(id)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make container's data directory: %w", err)
+	}
+	file := filepath.Join(dir, "upper.img")
+	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // a dead container's of this id
+		return "", fmt.Errorf("replace old writable disk: %w", err)
+	}
+	return file, disk.Create(ctx, filepath.Join(s.options.Config.DataDir, "blank"), file, sizeMiB)
+}
+
+// dataDir is where a container's files on disk are.
+func (s *Sandbox) dataDir(id string) string {
+	return filepath.Join(s.options.Config.DataDir, "containers", id)
+}
+
+// lendShares shows the host's files in the guest through one file service.
+func (s *Sandbox) lendShares(ctx context.Context, c *container, shares []ocispec.SharedPath) (vmm.Share, error) {
+	tree, err := storage.NewTree(s.options.Dir.Path("share"))
+	if err != nil {
+		return vmm.Share{}, err
+	}
+	s.mu.Lock()
+	s.shared = true
+	s.undo.Add(tree.Close)
+	s.mu.Unlock()
+	for _, share := range shares {
+		if err := tree.AddBind(share.HostPath, share.GuestName, share.ReadOnly, share.Recursive); err != nil {
+			return vmm.Share{}, err
+		}
+	}
+	server, err := virtiofs.Start(ctx, virtiofs.Options{
+		Binary: s.options.Config.Virtiofsd, Dir: tree.Path(), Socket: s.options.Dir.Path("virtiofs.sock"),
+	})
+	if err != nil {
+		return vmm.Share{}, err
+	}
+	s.mu.Lock()
+	s.undo.Add(func() error { return bounded(server.Stop) })
+	s.mu.Unlock()
+	go s.watchShares(server)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, err := state.Of("virtiofsd", server.PID()); err == nil {
+		c.record.Helpers = append(c.record.Helpers, p)
+	}
+	return vmm.Share{Tag: storage.ShareTag, Socket: server.Socket()}, c.save()
+}
+
+// watchShares ends the sandbox when its file service dies: a guest whose root is gone only hangs.
+func (s *Sandbox) watchShares(server *virtiofs.Server) {
+	select {
+	case <-server.Done():
+	case <-s.done:
+		return
+	}
+	s.mu.Lock()
+	ending := s.ending
+	s.mu.Unlock()
+	if ending {
+		return
+	}
+	reason := "the file service ended"
+	if err := server.Err(); err != nil {
+		reason = err.Error()
+	}
+	s.log.Error("file service lost", "reason", reason)
+	s.teardown(reason)
+}

@@ -1,0 +1,312 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/state"
+)
+
+// Start runs the program of a created container.
+func (s *Sandbox) Start(ctx context.Context, id string) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.expect("start", state.Created); err != nil {
+		return err
+	}
+	defer s.timing.begin("container start")()
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	if _, err := s.client().StartContainer(ctx, &agentv1.ContainerRequest{Id: id}); err != nil {
+		return explain(err, "start container %q", id)
+	}
+	return c.move(state.Running)
+}
+
+// State returns what is known of a container.
+func (s *Sandbox) State(id string) (state.Container, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return state.Container{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.record, nil
+}
+
+// Wait waits until a process has ended and its output has been handed on. An empty exec is the init.
+func (s *Sandbox) Wait(ctx context.Context, id, exec string) (Exit, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return Exit{}, err
+	}
+	p := c.process(exec)
+	if p == nil {
+		return Exit{}, fmt.Errorf("process %q of container %q %w", exec, id, ErrNotFound)
+	}
+	select {
+	case <-p.exited:
+		return p.exit, nil
+	case <-ctx.Done():
+		return Exit{}, fmt.Errorf("wait for container %q: %w", id, ctx.Err())
+	}
+}
+
+// Exec adds a process to a running container and returns its process id in the guest. It owns stdio's
+// files, also when it fails.
+func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process, stdio Stdio) (int, error) {
+	c, err := s.container(id)
+	if err != nil {
+		stdio.Close()
+		return 0, err
+	}
+	data, err := json.Marshal(spec)
+	if err != nil {
+		stdio.Close()
+		return 0, fmt.Errorf("encode process: %w", err)
+	}
+	p := newProcess(exec)
+	c.mu.Lock()
+	if err = c.expect("exec in", state.Created, state.Running); err == nil && (exec == "" || c.execs[exec] != nil) {
+		err = fmt.Errorf("%w: process %q of container %q exists", ErrState, exec, id)
+	}
+	if err == nil {
+		c.execs[exec] = p
+	}
+	c.mu.Unlock()
+	if err != nil {
+		stdio.Close()
+		return 0, err
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	streams, names, err := openStreams(ctx, s.client(), stdio)
+	if err != nil {
+		c.forget(p)
+		return 0, err
+	}
+	p.streams = streams
+	answer, err := s.client().Exec(ctx, &agentv1.ExecRequest{Container: id, Exec: exec, Process: data, Stdio: names})
+	if err != nil {
+		streams.close()
+		c.forget(p)
+		return 0, explain(err, "exec in container %q", id)
+	}
+	c.followExec(p, stdio.Gone)
+	return int(answer.Pid), nil
+}
+
+// Shell starts a debug shell in the guest itself. program is a static busybox, which the guest image does
+// not have. It owns stdio's files, also when it fails.
+func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, program []byte, stdio Stdio) error {
+	c, err := s.container(id)
+	if err != nil {
+		stdio.Close()
+		return err
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	streams, names, err := openStreams(ctx, s.client(), stdio)
+	if err != nil {
+		return err
+	}
+	token, conn, err := s.client().Stream(ctx)
+	if err != nil {
+		streams.close()
+		return err
+	}
+	go func() {
+		defer conn.Close()
+		_, _ = conn.Write(program) // the agent reports what it could not read
+	}()
+	p := newProcess(exec)
+	p.streams = streams
+	s.mu.Lock()
+	s.shells[exec] = p
+	s.mu.Unlock()
+	_, err = s.client().Shell(ctx, &agentv1.ShellRequest{Exec: exec, Stdio: names, Args: args, Program: token})
+	if err != nil {
+		conn.Close()
+		streams.close()
+		s.mu.Lock()
+		delete(s.shells, exec)
+		s.mu.Unlock()
+		return explain(err, "open a shell in the guest of %q", id)
+	}
+	c.mu.Lock()
+	c.execs[exec] = p // so that Wait and Resize find it as any other process
+	c.mu.Unlock()
+	c.followExec(p, nil)
+	return nil
+}
+
+// followExec reaps an added process and, some time after its end, forgets it.
+func (c *container) followExec(p *process, gone <-chan struct{}) {
+	c.guard(p, gone)
+	go p.finish(func(Exit) { time.AfterFunc(retain, func() { c.forget(p) }) })
+}
+
+func (c *container) forget(p *process) {
+	c.mu.Lock()
+	delete(c.execs, p.exec)
+	c.mu.Unlock()
+	c.sandbox.mu.Lock()
+	delete(c.sandbox.shells, p.exec)
+	c.sandbox.mu.Unlock()
+}
+
+// Signal sends a signal to a process, or to every process of the container.
+func (s *Sandbox) Signal(ctx context.Context, id, exec string, signal uint32, all bool) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	err = c.expect("signal", state.Created, state.Running, state.Paused)
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	_, err = s.client().Signal(ctx, &agentv1.SignalRequest{Container: id, Exec: exec, Signal: signal, All: all})
+	return explain(err, "signal container %q", id)
+}
+
+// Resize sets the window size of a process' terminal.
+func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uint32) error {
+	if _, err := s.container(id); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	_, shell := s.shells[exec]
+	s.mu.Unlock()
+	request := &agentv1.ResizeRequest{Container: id, Exec: exec, Rows: rows, Columns: columns}
+	if shell {
+		request.Container = ""
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	_, err := s.client().Resize(ctx, request)
+	return explain(err, "resize the terminal of container %q", id)
+}
+
+// Pause freezes every process of a container.
+func (s *Sandbox) Pause(ctx context.Context, id string) error {
+	return s.freeze(ctx, id, "pause", state.Running, state.Paused)
+}
+
+// Resume thaws a paused container.
+func (s *Sandbox) Resume(ctx context.Context, id string) error {
+	return s.freeze(ctx, id, "resume", state.Paused, state.Running)
+}
+
+func (s *Sandbox) freeze(ctx context.Context, id, verb string, from, to state.Status) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.expect(verb, from); err != nil {
+		return err
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	request := &agentv1.ContainerRequest{Id: id}
+	if to == state.Paused {
+		_, err = s.client().Pause(ctx, request)
+	} else {
+		_, err = s.client().Resume(ctx, request)
+	}
+	if err != nil {
+		return explain(err, "%s container %q", verb, id)
+	}
+	return c.move(to)
+}
+
+// Update changes a container's cgroup limits, as far as they fit into the VM.
+func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxResources) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	err = c.expect("update", state.Created, state.Running, state.Paused)
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	data, err := json.Marshal(resources)
+	if err != nil {
+		return fmt.Errorf("encode resources: %w", err)
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	_, err = s.client().Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data})
+	return explain(err, "update container %q", id)
+}
+
+// Stats returns what the guest's cgroup of the container says.
+func (s *Sandbox) Stats(ctx context.Context, id string) (*agentv1.StatsResponse, error) {
+	if _, err := s.container(id); err != nil {
+		return nil, err
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	answer, err := s.client().Stats(ctx, &agentv1.ContainerRequest{Id: id})
+	return answer, explain(err, "read statistics of container %q", id)
+}
+
+// Processes returns the processes of the container, by their ids in the guest.
+func (s *Sandbox) Processes(ctx context.Context, id string) (*agentv1.ProcessesResponse, error) {
+	if _, err := s.container(id); err != nil {
+		return nil, err
+	}
+	ctx, cancel := guest.Bound(ctx)
+	defer cancel()
+	answer, err := s.client().Processes(ctx, &agentv1.ContainerRequest{Id: id})
+	return answer, explain(err, "list processes of container %q", id)
+}
+
+// Events returns a channel of the container's events; cancel ends it.
+func (s *Sandbox) Events(id string) (events <-chan Event, cancel func(), err error) {
+	c, err := s.container(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	events, cancel = c.subscribe()
+	return events, cancel, nil
+}
+
+// Timeline returns the phases of the sandbox so far.
+func (s *Sandbox) Timeline() []Phase { return s.timing.all() }
+
+// Delete removes a container that does not run, or with force any, and with the last one the VM. It
+// returns when all is freed.
+func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
+	c, err := s.container(id)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	if !force {
+		err = c.expect("delete", state.Creating, state.Created, state.Stopped)
+	}
+	c.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	s.End("deleted")
+	return nil
+}

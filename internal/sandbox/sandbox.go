@@ -1,0 +1,225 @@
+// Package sandbox is one VM and its containers: the order in which things are made, and undone.
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/assets"
+	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/config"
+	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/logfile"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/vmm"
+)
+
+const (
+	// consoleLimit bounds the guest's console log on disk, in bytes.
+	consoleLimit = 1 << 20
+	// undoTimeout bounds what is undone in a teardown: nothing there may wait for the guest for ever.
+	undoTimeout = 15 * time.Second
+	// pingEvery is how often the guest's clock is set and its agent has to show that it lives.
+	pingEvery = 30 * time.Second
+)
+
+// Errors that callers tell apart.
+var (
+	ErrNotFound = errors.New("not found")
+	ErrState    = errors.New("wrong state")
+)
+
+// Options is what a Sandbox is made from.
+type Options struct {
+	Config config.Config
+	Driver vmm.Driver
+	Guest  assets.Guest
+	// GuestErr is why there is no Guest, for the first Create to tell.
+	GuestErr error
+	// Dir is the state directory of the container that the VM is made for.
+	Dir *state.Dir
+	Log *slog.Logger
+}
+
+// Sandbox is one VM with its containers.
+type Sandbox struct {
+	options Options
+	log     *slog.Logger
+	done    chan struct{} // closed when all is undone
+	timing  timeline
+
+	mu         sync.Mutex // guards the fields below
+	vm         vmm.VM
+	guest      *guest.Client
+	console    *logfile.Writer
+	containers map[string]*container
+	shells     map[string]*process // debug shells, which are in no container
+	undo       cleanup.Stack       // all host resources, in the order they were made
+	ending     bool                // teardown has begun
+	shared     bool                // the guest writes to files of the host
+	remove     bool                // nothing is to be left, see Remove
+	created    chan struct{}       // closed when the Create that was called is through; nil before
+	// cancelCreate makes that Create give up.
+	cancelCreate context.CancelFunc
+}
+
+// New makes a sandbox with no VM yet: the first Create starts it.
+func New(options Options) *Sandbox {
+	return &Sandbox{
+		options: options, log: options.Log, done: make(chan struct{}), containers: map[string]*container{}, shells: map[string]*process{},
+	}
+}
+
+// Done is closed when the sandbox has ended and all its host resources are freed.
+func (s *Sandbox) Done() <-chan struct{} { return s.done }
+
+// End ends the VM whatever runs in it and waits until all is freed.
+func (s *Sandbox) End(reason string) {
+	s.teardown(reason)
+	<-s.done
+}
+
+// Disown ends a sandbox whose container was not made by the time its maker has gone.
+func (s *Sandbox) Disown(reason string) {
+	s.mu.Lock()
+	made := false
+	for _, c := range s.containers {
+		c.mu.Lock()
+		made = made || c.record.Status != state.Creating
+		c.mu.Unlock()
+	}
+	if !made {
+		s.remove = true
+	}
+	s.mu.Unlock()
+	if !made {
+		s.End(reason)
+	}
+}
+
+// teardown frees everything, the last made first. Only the first call does; done tells when it is through.
+func (s *Sandbox) teardown(reason string) {
+	s.mu.Lock()
+	if s.ending {
+		s.mu.Unlock()
+		return
+	}
+	s.ending = true
+	created, cancel := s.created, s.cancelCreate
+	s.mu.Unlock()
+	if created != nil { // what it still makes must be undone too
+		cancel()
+		<-created
+	}
+	s.mu.Lock()
+	undo := s.undo.Release()
+	containers := make([]*container, 0, len(s.containers))
+	for _, c := range s.containers {
+		containers = append(containers, c)
+	}
+	s.mu.Unlock()
+
+	if err := undo.Clean(); err != nil {
+		s.log.Error("free sandbox", "error", err)
+	}
+	for _, c := range containers {
+		c.vmGone(reason)
+	}
+	close(s.done)
+}
+
+// watch follows the guest until the VM is gone or its agent no longer answers, and then ends the sandbox.
+func (s *Sandbox) watch(vm vmm.VM, client *guest.Client) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	lost := make(chan error, 2)
+	go func() { lost <- client.Watch(ctx, s.handle) }()
+	go func() { lost <- ping(ctx, client) }()
+
+	reason := ""
+	select {
+	case <-s.done:
+		return
+	case <-vm.Done():
+	case err := <-lost:
+		// The VM going away breaks the connection too, and its own reason is the better one.
+		select {
+		case <-vm.Done():
+		case <-s.done:
+			return
+		case <-time.After(time.Second):
+			reason = err.Error()
+		}
+	}
+	if reason == "" {
+		reason = "the virtual machine ended"
+		if err := vm.Err(); err != nil {
+			reason = err.Error()
+		}
+	}
+	s.mu.Lock()
+	console := s.console
+	s.mu.Unlock()
+	if console != nil && lastLines(console.Tail()) != "" {
+		reason += "; last on the guest's console: " + lastLines(console.Tail())
+	}
+	s.mu.Lock()
+	ending := s.ending
+	s.mu.Unlock()
+	if !ending {
+		s.log.Error("virtual machine lost", "reason", reason)
+	}
+	s.teardown(reason)
+}
+
+// ping keeps the guest's clock in step until the agent does not answer.
+func ping(ctx context.Context, client *guest.Client) error {
+	ticker := time.NewTicker(pingEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+		call, cancel := guest.Bound(ctx)
+		_, err := client.Ping(call, &agentv1.PingRequest{NowUnixNanos: time.Now().UnixNano()})
+		cancel()
+		if err != nil {
+			return fmt.Errorf("the agent does not answer: %w", err)
+		}
+	}
+}
+
+// handle takes one event of the guest.
+func (s *Sandbox) handle(event *agentv1.Event) {
+	s.mu.Lock()
+	c := s.containers[event.Container]
+	s.mu.Unlock()
+	if c == nil {
+		return // a guest that names what we never made
+	}
+	switch e := event.Event.(type) {
+	case *agentv1.Event_Exit:
+		if p := c.process(event.Exec); p != nil {
+			p.end(exitOf(e.Exit))
+		}
+	case *agentv1.Event_Oom:
+		c.publish(Event{Kind: OOM, Time: time.Now()})
+	}
+}
+
+func (s *Sandbox) container(id string) (*container, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[id]
+	if c == nil {
+		return nil, fmt.Errorf("container %q %w", id, ErrNotFound)
+	}
+	return c, nil
+}
