@@ -63,13 +63,30 @@ else
 	done <"$work/packages" >"$work/sources"
 fi
 if [ -d "$kernel/modules" ]; then
+	mkdir -p "$root/lib"
 	cp -R "$kernel/modules" "$root/lib/modules"
 fi
+
+# device NAME MODE MAJOR MINOR prints an archive of one device node (cpio's "newc", as the kernel's
+# Documentation/driver-api/early-userspace/buffer-format.rst has it): making a real one would need root.
+device() {
+	local entry name
+	for name in "$1" 'TRAILER!!!'; do
+		printf '070701%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X%08X' \
+			0 "$2" 0 0 1 0 0 0 0 "$3" "$4" $((${#name} + 1)) 0
+		entry=$((110 + ${#name} + 1))
+		printf '%s\0' "$name"
+		head -c $(((4 - entry % 4) % 4)) /dev/zero
+		set -- "$1" 0 0 0
+	done
+}
 
 mkdir -p "$out"
 find "$root" -exec touch -h -d @0 {} +
 (cd "$root" && find . -mindepth 1 -printf '%P\n' | sort |
 	cpio --create --format=newc --reproducible --owner=0:0 --quiet) >"$out/initrd.img"
+# Where the console is a module, init starts with no open file, and Go's runtime then wants /dev/null.
+device dev/null $((8#020666)) 1 3 >>"$out/initrd.img"
 {
 	echo "# bytes  file"
 	(cd "$root" && find . -type f -printf '%8s  /%P\n' | sort -k 2)
