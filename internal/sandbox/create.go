@@ -232,7 +232,7 @@ func (s *Sandbox) bootFor(ctx context.Context, c *container, plan *ocispec.Plan,
 	s.vm = vm
 	s.undo.Add(func() error { return bounded(vm.Stop) })
 	s.mu.Unlock()
-	if err := c.recordVM(vm, s.options.Driver.Info()); err != nil {
+	if err := c.recordVM(vm); err != nil {
 		return nil, err
 	}
 	return root, s.connect(ctx, vm)
@@ -378,10 +378,13 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 }
 
 // recordVM puts the VM's processes on record, for whoever cleans up after a dead owner.
-func (c *container) recordVM(vm vmm.VM, info vmm.Info) error {
+func (c *container) recordVM(vm vmm.VM) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.record.Isolation = string(info.Isolation)
+	c.record.Isolation = string(vmm.Emulated)
+	if v, ok := vm.(vmm.Isolator); ok {
+		c.record.Isolation = string(v.Isolation())
+	}
 	if p, err := state.Of("vmm", vm.PID()); err == nil {
 		c.record.Helpers = append(c.record.Helpers, p)
 	}

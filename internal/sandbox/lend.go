@@ -53,7 +53,7 @@ func (s *Sandbox) lend(ctx context.Context, c *container, plan *ocispec.Plan, r 
 // lendLayers attaches an image's layers: by virtio-pmem, whose pages the guest maps from the host's page
 // cache, where the machine has it.
 func (s *Sandbox) lendLayers(layers []string, root *agentv1.Rootfs, spec *vmm.Spec) {
-	pmem := spec.Machine == "q35" && s.options.Driver.Info().Pmem
+	pmem := spec.Machine == "q35"
 	for i, file := range layers {
 		serial := fmt.Sprintf("%s%d", layerSerial, i)
 		spec.Disks = append(spec.Disks, vmm.Disk{Serial: serial, Path: file, ReadOnly: true, Pmem: pmem})

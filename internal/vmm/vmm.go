@@ -103,6 +103,11 @@ type Pauser interface {
 	Resume(ctx context.Context) error
 }
 
+// Isolator tells what keeps a VM's guest in. A VM without it counts as Emulated.
+type Isolator interface {
+	Isolation() Isolation
+}
+
 // ErrNotSupported is what every refusal of something that a driver or machine cannot do matches.
 var ErrNotSupported = errors.New("not supported")
 

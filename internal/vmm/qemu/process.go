@@ -113,6 +113,7 @@ func (d *Driver) start(ctx context.Context, s vmm.Spec) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.accel = accel
 	if err := m.ready(ctx); err != nil {
 		return nil, m.abandon(ctx, err)
 	}

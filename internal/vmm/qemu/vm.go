@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"husk.dev/husk/internal/channel"
+	"husk.dev/husk/internal/sys/kvm"
+	"husk.dev/husk/internal/vmm"
 	"husk.dev/husk/internal/sys/vsock"
 )
 
@@ -24,10 +26,19 @@ type machine struct {
 	qmp    *qmpClient
 	agent  *channel.Client // nil where the channel is a vsock
 	cid    uint32          // of the vsock
+	accel  string          // kvm or tcg
 
 	stopped atomic.Bool   // we asked for the end
 	done    chan struct{} // closed when QEMU is gone
 	err     error         // why QEMU is gone; written before done is closed
+}
+
+// Isolation is that of the accelerator.
+func (m *machine) Isolation() vmm.Isolation {
+	if m.accel == "kvm" && kvm.Measure().State == kvm.Real {
+		return vmm.Hardware
+	}
+	return vmm.Emulated
 }
 
 // newMachine takes over a QEMU that has just started and our ends of its sockets. On an error QEMU is
