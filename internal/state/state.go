@@ -68,7 +68,7 @@ type Container struct {
 	Name  string   `json:"name,omitempty"`
 	Args  []string `json:"args,omitempty"` // of the init, for listings
 
-	Log          string `json:"log,omitempty"`          // file with its output
+	Log string `json:"log,omitempty"` // file with its output
 	// Poststart are the OCI hooks that whoever starts the container runs.
 	Poststart []specs.Hook `json:"poststart,omitempty"`
 	// Poststop are the OCI hooks that whoever deletes the container runs, even when its owner is gone.

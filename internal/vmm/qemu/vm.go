@@ -11,8 +11,8 @@ import (
 
 	"husk.dev/husk/internal/channel"
 	"husk.dev/husk/internal/sys/kvm"
-	"husk.dev/husk/internal/vmm"
 	"husk.dev/husk/internal/sys/vsock"
+	"husk.dev/husk/internal/vmm"
 )
 
 // dialPause is how long a vsock port that does not answer is left alone.
