@@ -1,0 +1,221 @@
+package cli
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	controlv1 "husk.dev/husk/api/control/v1"
+	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/control"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/sys"
+)
+
+// Descriptors that a new owner finds open, see ownerCommand.
+const (
+	ownerRPC = 3 + iota
+	ownerFiles
+	ownerLifeline
+)
+
+// specFile is the container's configuration in the state directory.
+const specFile = "config.json"
+
+// ownerLog is the owner's log in the state directory.
+const ownerLog = "owner.log"
+
+// goneWait bounds the wait for an owner that was told to end.
+const goneWait = 20 * time.Second
+
+// launch is a container in the making. Until keep is called, abandon takes everything back, and so does
+// the owner itself when this process dies.
+type launch struct {
+	app      *App
+	dir      *state.Dir
+	owner    *os.Process
+	lifeline *os.File // the owner undoes its container when this closes before keep
+	attend   *exec.Cmd
+	undo     cleanup.Stack
+}
+
+// begin takes the container's id, saves a first state and starts an owner.
+func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("husk needs root: it mounts the container's files and gives the VM a user of its own")
+	}
+	l := &launch{app: a}
+	defer func() {
+		if err != nil {
+			_ = l.undo.Clean() // the error that led here is the one to tell
+		}
+	}()
+	if l.dir, err = state.Create(a.config.RunDir, c.id); err != nil {
+		return nil, err
+	}
+	l.undo.Add(l.dir.Remove)
+	self, err := state.Self("husk")
+	if err != nil {
+		return nil, err
+	}
+	record := c.record
+	record.Status, record.Owner, record.Created = state.Creating, self, time.Now()
+	if err = os.WriteFile(l.dir.Path(specFile), c.spec, 0o600); err != nil {
+		return nil, fmt.Errorf("save configuration: %w", err)
+	}
+	unlock, err := l.dir.Lock(ctx)
+	if err != nil {
+		return nil, err
+	}
+	err = l.dir.Save(record)
+	unlock()
+	if err != nil {
+		return nil, err
+	}
+	if err = l.startOwner(); err != nil {
+		return nil, fmt.Errorf("start sandbox owner: %w", err)
+	}
+	return l, nil
+}
+
+func (l *launch) startOwner() error {
+	log, err := os.OpenFile(l.dir.Path(ownerLog), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	rpc, err := control.Listen(l.dir.Path(""), control.RPCSocket)
+	if err != nil {
+		return err
+	}
+	defer rpc.Close()
+	files, err := control.Listen(l.dir.Path(""), control.FilesSocket)
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	theirs, ours, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer theirs.Close()
+
+	cmd := exec.Command("/proc/self/exe", l.app.hidden("owner", l.dir.ID())...)
+	cmd.Args[0] = "husk"
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{ownerRPC - 3: rpc, ownerFiles - 3: files, ownerLifeline - 3: theirs}
+	// The owner's mounts are its own: nobody else sees them, and they go with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
+	if err := cmd.Start(); err != nil {
+		ours.Close()
+		return err
+	}
+	l.owner, l.lifeline = cmd.Process, ours
+	l.undo.Add(func() error {
+		ours.Close()
+		return l.ownerGone()
+	})
+	return nil
+}
+
+// hidden is the command line of one of husk's own processes with this one's global flags.
+func (a *App) hidden(verb string, args ...string) []string {
+	out := []string{verb, "--root", a.config.RunDir}
+	if a.configFile != "" {
+		file := a.configFile
+		if abs, err := filepath.Abs(file); err == nil {
+			file = abs
+		}
+		out = append(out, "--config", file)
+	}
+	return append(out, args...)
+}
+
+// ownerGone waits for the owner, whose child this process' is, and ends one that does not end.
+func (l *launch) ownerGone() error {
+	timer := time.AfterFunc(goneWait, func() { _ = l.owner.Kill() })
+	defer timer.Stop()
+	_, err := l.owner.Wait()
+	return err
+}
+
+// keep leaves the container to its owner.
+func (l *launch) keep() { l.undo.Release() }
+
+// abandon undoes the container.
+func (l *launch) abandon() { _ = l.undo.Clean() }
+
+// create has the owner make the container.
+func (l *launch) create(ctx context.Context, request *controlv1.CreateRequest) (*controlv1.CreateResponse, error) {
+	client, err := control.Dial(l.dir.Path(""))
+	if err != nil {
+		return nil, err
+	}
+	defer client.Close()
+	answer, err := client.Create(ctx, request)
+	if err != nil {
+		plain, code := control.Plain(err)
+		if errors.Is(plain, control.ErrGone) {
+			plain = fmt.Errorf("the sandbox owner died: %s", l.ownerSaid())
+		}
+		switch code {
+		case codes.NotFound:
+			return nil, &exitError{exitNotFound, plain}
+		case codes.PermissionDenied:
+			return nil, &exitError{exitNotExecutable, plain}
+		}
+		return nil, plain
+	}
+	return answer, nil
+}
+
+// ownerSaid is the end of the owner's log, for an owner that could not answer.
+func (l *launch) ownerSaid() string {
+	data, err := os.ReadFile(l.dir.Path(ownerLog))
+	if err != nil || len(data) == 0 {
+		return "it left no message"
+	}
+	return string(data[max(0, len(data)-500):])
+}
+
+// newToken names descriptors on their way to an owner.
+func newToken() (string, error) {
+	raw := make([]byte, 16)
+	if _, err := rand.Read(raw); err != nil {
+		return "", fmt.Errorf("make token: %w", err)
+	}
+	return hex.EncodeToString(raw), nil
+}
+
+// waitOwnerGone waits until the owner of a container has ended, and ends it when it does not.
+func waitOwnerGone(record state.Container) {
+	ctx, cancel := context.WithTimeout(context.Background(), goneWait)
+	defer cancel()
+	for _, p := range append([]state.Process{record.Owner}, record.Helpers...) {
+		if p.PID == os.Getpid() || !p.Alive() {
+			continue
+		}
+		if err := sys.WaitGone(ctx, p.PID); err != nil && p.Alive() {
+			_ = syscall.Kill(p.PID, syscall.SIGKILL)
+		}
+	}
+}
+
+// removePidFile takes back what a failed create wrote.
+func removePidFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}

@@ -1,0 +1,104 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"husk.dev/husk/internal/assets"
+	"husk.dev/husk/internal/control"
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/sys"
+)
+
+// answerWait bounds how long an owner whose VM is gone waits for clients to take their answers.
+const answerWait = 5 * time.Second
+
+// ownerCommand is the process that owns a VM. It is started by the verbs that make containers, with its
+// sockets and a lifeline: whoever starts it holds the other end until the container is made.
+func (a *App) ownerCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "owner ID", Short: "Own a container's virtual machine (internal)", Hidden: true,
+		Args: cobra.ExactArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error { return a.own(args[0]) },
+	}
+}
+
+func (a *App) own(id string) error {
+	level := slog.LevelInfo
+	if a.debug {
+		level = slog.LevelDebug
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	// What ends an owner is its VM's end; a signal from outside ends the VM in good order.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	if err := sys.PrivateMounts(); err != nil {
+		return err
+	}
+	dir, err := a.open(id)
+	if err != nil {
+		return err
+	}
+	options := sandbox.Options{Config: a.config, Dir: dir, Log: log}
+	if options.Driver, err = a.driver(); err != nil {
+		return err
+	}
+	// A missing guest is the error of the first request, which has somebody to tell it to.
+	guest, guestErr := assets.Find(a.config.GuestDir)
+	options.Guest, options.GuestErr = guest, guestErr
+	box := sandbox.New(options)
+	server, err := control.NewServer(box, shellProgram)
+	if err != nil {
+		return err
+	}
+	rpc, err := inherited(ownerRPC)
+	if err != nil {
+		return err
+	}
+	files, err := inherited(ownerFiles)
+	if err != nil {
+		return err
+	}
+	defer files.Close()
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(rpc, files) }()
+	go func() {
+		lifeline := os.NewFile(ownerLifeline, "lifeline")
+		_, _ = lifeline.Read(make([]byte, 1))
+		lifeline.Close()
+		box.Disown("the process that was making the container died")
+	}()
+	select {
+	case <-box.Done():
+	case s := <-signals:
+		box.End("the sandbox owner got " + s.String())
+	case err := <-served:
+		box.End(fmt.Sprintf("control server failed: %v", err))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerWait)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		log.Warn("clients left without an answer", "error", err)
+	}
+	return box.Remove()
+}
+
+// inherited is a listening socket that this process was started with.
+func inherited(fd uintptr) (net.Listener, error) {
+	f := os.NewFile(fd, "listener")
+	defer f.Close()
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, fmt.Errorf("take over socket %d: %w", fd, err)
+	}
+	return l, nil
+}
