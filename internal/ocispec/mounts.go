@@ -199,5 +199,5 @@ var kernelKinds = func() map[string]bool {
 
 // deviceNumbers takes a device number of stat(2) apart, in the kernel's encoding for 64 bits.
 func deviceNumbers(rdev uint64) (major, minor int64) {
-	return int64(rdev>>8&0xfff | rdev>>32&^0xfff), int64(rdev&0xff | rdev>>12&^0xff)
+	return int64(rdev>>8&0xfff | rdev>>32&^0xfff), int64(rdev&0xff | rdev>>12&0xffffff00)
 }
