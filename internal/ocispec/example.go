@@ -10,7 +10,7 @@ import (
 func Example(rootless bool, uid, gid uint32) specs.Spec {
 	caps := func() []string { return []string{"CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"} }
 	spec := specs.Spec{
-		Version: specs.Version,
+		Version: guestVersion,
 		Process: &specs.Process{
 			Terminal: true,
 			Args:     []string{"sh"},

@@ -61,6 +61,10 @@ const (
 // namespace out, lets the runner set the container's network sysctls.
 const guestNetNS = "/proc/1/ns/net"
 
+// guestVersion is what the guest's configuration says it follows: the runner refuses versions later than
+// itself, and what is newer in a configuration was refused or left out before it gets there.
+const guestVersion = "1.0.2"
+
 // MakePlan plans a checked bundle. It looks at the host's files (do sources exist, what are they) and
 // changes nothing, neither there nor in b.
 func MakePlan(b *Bundle, o PlanOptions) (*Plan, error) {
@@ -68,6 +72,7 @@ func MakePlan(b *Bundle, o PlanOptions) (*Plan, error) {
 	if err != nil {
 		return nil, err
 	}
+	spec.Version = guestVersion
 	p := &Plan{Spec: spec, Warnings: slices.Clone(b.Warnings)}
 	if spec.Linux == nil {
 		spec.Linux = &specs.Linux{}

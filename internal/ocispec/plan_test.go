@@ -64,6 +64,12 @@ func TestPlanRoot(t *testing.T) {
 	}
 }
 
+func TestPlanSpeaksTheRunnersVersion(t *testing.T) {
+	if p, _ := mustPlan(t, func(s *specs.Spec) { s.Version = "1.3.0" }); p.Spec.Version != "1.0.2" {
+		t.Errorf("version %s", p.Spec.Version)
+	}
+}
+
 func TestPlanNetwork(t *testing.T) {
 	for _, c := range []struct {
 		name    string
