@@ -163,7 +163,8 @@ func (b *build) name(i int) string {
 }
 
 func (b *build) layerError(i int, err error) error {
-	return &LayerError{Index: i, Count: len(b.src.layers), Digest: b.name(i), Err: err}
+	// Here and not later: what filled the disk is still there, so the free space told is what mattered.
+	return &LayerError{Index: i, Count: len(b.src.layers), Digest: b.name(i), Err: b.s.spaceError(err)}
 }
 
 // checkSpace refuses to begin what cannot end well: layers do not get smaller by unpacking.
@@ -337,7 +338,7 @@ func (b *build) unpack(ctx context.Context, u *unpacker, i int, blob *fetched) e
 	raw := newHashReader(r, func(n int64) { b.report(b.at(i, PhaseUnpacking, n)) })
 	got, err := unpackStream(ctx, u, raw)
 	if err != nil {
-		if isPermanent(err) || ctx.Err() != nil {
+		if errors.Is(err, ErrTooLarge) || isFull(err) || ctx.Err() != nil {
 			return err
 		}
 		// A damaged stream fails to unpack before its end is reached. Say what is wrong, not where.
@@ -383,7 +384,7 @@ func isPermanent(err error) bool {
 	if errors.As(err, &answer) && answer.StatusCode/100 == 4 && !answer.Temporary() {
 		return true
 	}
-	return errors.Is(err, ErrTooLarge) || errors.Is(err, ErrNoSpace) || errors.Is(err, os.ErrPermission) || isFull(err)
+	return errors.Is(err, ErrCorrupt) || errors.Is(err, ErrTooLarge) || isFull(err)
 }
 
 // install makes the tree that u has unpacked the layer file of key.

@@ -32,7 +32,8 @@ func findMkfs() (string, error) {
 }
 
 // makeErofs makes an EROFS image of a directory: uncompressed and with every file in blocks of its own,
-// so that a guest can map it (DAX). key names the layer.
+// so that a guest can map it (DAX). key names the layer. The same tree makes the same file, but for the
+// order of the extended attributes of a file that has several, which is that in which they were set.
 func makeErofs(ctx context.Context, file, dir, key string) error {
 	mkfs, err := findMkfs()
 	if err != nil {

@@ -178,6 +178,7 @@ func (s *Store) sweep() error {
 	}
 	defer guard.Close()
 	var errs error
+	s.sweepLocks()
 	for _, name := range stale {
 		if err := os.Remove(name); err != nil && !os.IsNotExist(err) {
 			errs = joinErrors(errs, err)
@@ -193,4 +194,20 @@ func (s *Store) sweep() error {
 		_ = f.Close()
 	}
 	return errs
+}
+
+// sweepLocks deletes the lock files of layers that nobody makes any more.
+func (s *Store) sweepLocks() {
+	files, err := os.ReadDir(filepath.Join(s.dir, locksDir))
+	if err != nil {
+		return
+	}
+	for _, e := range files {
+		if !isKey(e.Name()) {
+			continue
+		}
+		if f, err := tryLock(filepath.Join(s.dir, locksDir, e.Name()), exclusive); err == nil {
+			unlockAndDelete(f)
+		}
+	}
 }

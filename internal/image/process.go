@@ -95,6 +95,7 @@ func userOf(img Image, run Run) (specs.User, string, error) {
 	if err != nil {
 		return specs.User{}, "", fmt.Errorf("%w: %w", ErrNoUser, err)
 	}
+	slices.Sort(extra)
 	spec := specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}
 	for _, gid := range append(u.Sgids, extra...) {
 		if g := uint32(gid); g != spec.GID && !slices.Contains(spec.AdditionalGids, g) {

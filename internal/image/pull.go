@@ -87,7 +87,7 @@ func (s *Store) Load(ctx context.Context, path string, r io.Reader, opts PullOpt
 		if t.has("manifest.json") {
 			found, err = dockerImages(t, "")
 		} else {
-			found, err = layout{t}.images(ctx, platform)
+			found, err = ociLayout{t}.images(ctx, platform)
 		}
 		if err != nil {
 			return err
@@ -137,9 +137,7 @@ func (s *Store) withWork(ctx context.Context, f func(*work) error) error {
 	if err = checkXattrs(w.dir); err == nil {
 		err = f(w)
 	}
-	// What filled the disk is gone after close: the free space is what it is while the cause is there.
-	err = s.spaceError(err)
-	return joinErrors(err, w.close())
+	return joinErrors(s.spaceError(err), w.close())
 }
 
 // resolve finds the image that ref names. The function it returns frees what reading the image needs.
@@ -149,7 +147,7 @@ func resolve(ctx context.Context, w *work, ref string, platform v1.Platform, opt
 	switch transport + ":" {
 	case transportOCI:
 		dir, tag := splitLayout(arg)
-		src, err := layout{dirFiles(dir)}.image(ctx, tag, platform)
+		src, err := ociLayout{dirFiles(dir)}.image(ctx, tag, platform)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -176,7 +174,7 @@ func resolve(ctx context.Context, w *work, ref string, platform v1.Platform, opt
 
 func imageInArchive(ctx context.Context, t *tarFiles, transport, tag string, platform v1.Platform) (*sourceImage, error) {
 	if transport == transportOCIArchive {
-		return layout{t}.image(ctx, tag, platform)
+		return ociLayout{t}.image(ctx, tag, platform)
 	}
 	found, err := dockerImages(t, tag)
 	if err != nil {

@@ -49,24 +49,24 @@ func openRegular(path string) (*os.File, error) {
 	return f, nil
 }
 
-// layout is an OCI image layout, in a directory or an archive.
-type layout struct{ files files }
+// ociLayout is an OCI image layout, in a directory or an archive.
+type ociLayout struct{ files files }
 
-func (l layout) remote() bool { return false }
+func (l ociLayout) remote() bool { return false }
 
-func (l layout) blob(_ context.Context, d v1.Hash) (io.ReadCloser, error) {
+func (l ociLayout) blob(_ context.Context, d v1.Hash) (io.ReadCloser, error) {
 	if !isHex(d.Hex) {
 		return nil, fmt.Errorf("%w: digest %q", ErrNotImage, d)
 	}
 	return l.files.open("blobs/" + d.Algorithm + "/" + d.Hex)
 }
 
-func (l layout) manifest(ctx context.Context, d v1.Hash) ([]byte, error) {
+func (l ociLayout) manifest(ctx context.Context, d v1.Hash) ([]byte, error) {
 	return readBlob(ctx, l, d)
 }
 
 // index reads the layout's list of images.
-func (l layout) index() ([]v1.Descriptor, error) {
+func (l ociLayout) index() ([]v1.Descriptor, error) {
 	r, err := l.files.open("index.json")
 	if err != nil {
 		return nil, fmt.Errorf("%w: open OCI image layout: %w", ErrNotImage, err)
@@ -80,7 +80,7 @@ func (l layout) index() ([]v1.Descriptor, error) {
 }
 
 // image finds the image with a tag in the layout; an empty tag is the only one there.
-func (l layout) image(ctx context.Context, tag string, platform v1.Platform) (*sourceImage, error) {
+func (l ociLayout) image(ctx context.Context, tag string, platform v1.Platform) (*sourceImage, error) {
 	all, err := l.index()
 	if err != nil {
 		return nil, err
@@ -110,7 +110,7 @@ func (l layout) image(ctx context.Context, tag string, platform v1.Platform) (*s
 	return l.imageAt(ctx, d, platform)
 }
 
-func (l layout) imageAt(ctx context.Context, d v1.Descriptor, platform v1.Platform) (*sourceImage, error) {
+func (l ociLayout) imageAt(ctx context.Context, d v1.Descriptor, platform v1.Platform) (*sourceImage, error) {
 	raw, err := readManifest(ctx, l, d)
 	if err != nil {
 		return nil, err
@@ -124,7 +124,7 @@ func (l layout) imageAt(ctx context.Context, d v1.Descriptor, platform v1.Platfo
 }
 
 // images finds all images for platform in the layout, each once.
-func (l layout) images(ctx context.Context, platform v1.Platform) ([]*sourceImage, error) {
+func (l ociLayout) images(ctx context.Context, platform v1.Platform) ([]*sourceImage, error) {
 	all, err := l.index()
 	if err != nil {
 		return nil, err

@@ -236,3 +236,10 @@ func mustRead(t testing.TB, name string) string {
 	}
 	return string(data)
 }
+
+func run(t testing.TB, name string, args ...string) {
+	t.Helper()
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		t.Fatalf("%s %q: %v: %s", name, args, err, out)
+	}
+}

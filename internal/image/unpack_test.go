@@ -31,6 +31,7 @@ func overlayLayers(t *testing.T) []v1.Layer {
 	owner := func(uid, gid int) func(*tar.Header) {
 		return func(h *tar.Header) { h.Uid, h.Gid = uid, gid }
 	}
+	note := func(h *tar.Header) { h.PAXRecords = map[string]string{"SCHILY.xattr.user.note": "hello"} }
 	base := gzipLayer(t,
 		dir(".", 0o751).with(owner(3, 4)),
 		dir("etc", 0o755), file("etc/passwd", "root:x:0:0::/root:/bin/sh\nweb:x:33:44::/srv:/bin/sh\n"),
@@ -38,9 +39,9 @@ func overlayLayers(t *testing.T) []v1.Layer {
 		dir("tmp", 0o1777), dir("shared", 0o2775).with(owner(0, 50)),
 		file("bin/su", "su").with(func(h *tar.Header) { h.Mode = 0o4755 }),
 		file("bin/ping", "ping").with(func(h *tar.Header) {
-			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": capNetRaw, "SCHILY.xattr.user.note": "hello"}
+			h.PAXRecords = map[string]string{"SCHILY.xattr.security.capability": capNetRaw}
 		}),
-		file("data/owned", "mine").with(owner(12345, 70000)),
+		file("data/owned", "mine").with(owner(12345, 70000)).with(note),
 		file("data/a", "linked"), hardlink("data/b", "data/a"),
 		symlink("data/abs", "/etc/passwd"), symlink("data/dangling", "../../nowhere"),
 		entry{Header: tar.Header{Typeflag: tar.TypeChar, Name: "dev/null", Mode: 0o666, Devmajor: 1, Devminor: 3}},
@@ -129,11 +130,13 @@ func checkTree(t *testing.T, root string) {
 			t.Errorf("/%s holds %q, want %q", name, got, want)
 		}
 	}
-	for attr, want := range map[string]string{"security.capability": capNetRaw, "user.note": "hello"} {
+	for _, c := range []struct{ name, attr, want string }{
+		{"bin/ping", "security.capability", capNetRaw}, {"data/owned", "user.note", "hello"},
+	} {
 		value := make([]byte, 64)
-		n, err := syscall.Getxattr(filepath.Join(root, "bin/ping"), attr, value)
-		if err != nil || string(value[:max(n, 0)]) != want {
-			t.Errorf("attribute %s of /bin/ping is %q (%v), want %q", attr, value[:max(n, 0)], err, want)
+		n, err := syscall.Getxattr(filepath.Join(root, c.name), c.attr, value)
+		if err != nil || string(value[:max(n, 0)]) != c.want {
+			t.Errorf("attribute %s of /%s is %q (%v), want %q", c.attr, c.name, value[:max(n, 0)], err, c.want)
 		}
 	}
 	a, b := lstat(t, filepath.Join(root, "data/a")), lstat(t, filepath.Join(root, "data/b"))
