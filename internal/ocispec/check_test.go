@@ -118,6 +118,7 @@ func TestNamespaces(t *testing.T) {
 		{"ipc path", "cannot join the ipc namespace", only(specs.LinuxNamespace{Type: "ipc", Path: "/proc/1/ns/ipc"})},
 		{"uts path", "cannot join the uts namespace", only(specs.LinuxNamespace{Type: "uts", Path: "/proc/1/ns/uts"})},
 		{"user path", "cannot join the user namespace", only(specs.LinuxNamespace{Type: "user", Path: "/proc/1/ns/user"})},
+		{"time", "time namespaces are not supported", only(specs.LinuxNamespace{Type: "time"})},
 		{"no linux", "", func(s *specs.Spec) { s.Linux = nil }},
 	})
 }

@@ -15,7 +15,7 @@ func Features() features.Features {
 		Hooks:         []string{"prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"},
 		MountOptions:  mountOptions,
 		Linux: &features.Linux{
-			Namespaces:      []string{"cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts"},
+			Namespaces:      []string{"cgroup", "ipc", "mount", "network", "pid", "user", "uts"},
 			Capabilities:    capabilities,
 			Cgroup:          &features.Cgroup{V1: &no, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &no},
 			Seccomp:         &features.Seccomp{Enabled: &yes, Actions: seccompActions, Operators: seccompOperators, Archs: seccompArchs, KnownFlags: seccompFlags, SupportedFlags: seccompFlags},
@@ -32,9 +32,9 @@ func Features() features.Features {
 var mountOptions = []string{
 	"async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "mand", "noatime", "nodev",
 	"nodiratime", "noexec", "nomand", "norelatime", "nostrictatime", "nosuid", "private", "rbind", "rdev",
-	"rdiratime", "relatime", "remount", "rexec", "rnoatime", "rnodev", "rnodiratime", "rnoexec",
-	"rnorelatime", "rnostrictatime", "rnosuid", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared",
-	"rslave", "rstrictatime", "rsuid", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync",
+	"relatime", "remount", "rexec", "rnodev", "rnoexec",
+	"rnorelatime", "rnosuid", "ro", "rprivate", "rrelatime", "rro", "rrw", "rshared",
+	"rslave", "rsuid", "runbindable", "rw", "shared", "slave", "strictatime", "suid", "sync",
 	"tmpcopyup", "unbindable",
 }
 
