@@ -79,3 +79,13 @@ func PollHangup(f *os.File) bool {
 	})
 	return !up
 }
+
+// SlewClock corrects the clock by the offset, at most about 2,000 s, by letting it run a little faster or
+// slower for a while (adjtime(3)).
+func SlewClock(offset time.Duration) error {
+	change := unix.Timex{Modes: unix.ADJ_OFFSET | unix.ADJ_OFFSET_SINGLESHOT, Offset: offset.Microseconds()}
+	if _, err := unix.Adjtimex(&change); err != nil {
+		return fmt.Errorf("slew clock: %w", err)
+	}
+	return nil
+}

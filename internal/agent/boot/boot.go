@@ -1,0 +1,218 @@
+// Package boot makes a guest of a kernel that has just started PID 1: file systems, cgroups, modules, and
+// the channel to the host.
+package boot
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"husk.dev/husk/internal/sys"
+)
+
+// ModuleList names the kernel modules to load, one path a line, in order. A kernel that has everything
+// built in has no such file.
+const ModuleList = "/lib/modules/husk-modules"
+
+// AgentCgroup is the group that the agent itself is in, so that the root can have controllers enabled.
+const AgentCgroup = "/sys/fs/cgroup/husk-agent"
+
+// mount is one file system of the guest.
+type mount struct {
+	source, dir, kind string
+	flags             uintptr
+	options           string
+	optional          bool // a kernel may lack it
+}
+
+const (
+	noSUID = syscall.MS_NOSUID
+	noDev  = syscall.MS_NODEV
+	noExec = syscall.MS_NOEXEC
+)
+
+// mounts are the file systems in their order. /run must be exec: the shell's program is there.
+var mounts = []mount{
+	{"proc", "/proc", "proc", noSUID | noDev | noExec, "", false},
+	{"sysfs", "/sys", "sysfs", noSUID | noDev | noExec, "", false},
+	{"devtmpfs", "/dev", "devtmpfs", noSUID, "mode=0755", false},
+	{"devpts", "/dev/pts", "devpts", noSUID | noExec, "newinstance,ptmxmode=0666,mode=0620,gid=5", false},
+	{"tmpfs", "/dev/shm", "tmpfs", noSUID | noDev | noExec, "mode=1777", false},
+	{"mqueue", "/dev/mqueue", "mqueue", noSUID | noDev | noExec, "", true},
+	{"tmpfs", "/run", "tmpfs", noSUID | noDev, "mode=0755", false},
+	{"tmpfs", "/tmp", "tmpfs", noSUID | noDev, "mode=1777", false},
+	{"cgroup2", "/sys/fs/cgroup", "cgroup2", noSUID | noDev | noExec, "nsdelegate", false},
+}
+
+// readOnly are the programs of the image that are mounted over themselves read-only: crun copies itself
+// before each run, to a file that a container cannot change, unless it is on such a mount already. That
+// saves one of two program starts.
+var readOnly = []string{"/usr/bin/crun", "/init"}
+
+// sysctls are the kernel settings that differ from the kernel's defaults. Containers may set their own
+// where the settings are a namespace's.
+var sysctls = [][2]string{
+	{"net/ipv4/ip_forward", "0"},
+	{"fs/inotify/max_user_instances", "8192"}, // as on container hosts
+	{"fs/inotify/max_user_watches", "524288"},
+	{"vm/overcommit_memory", "1"}, // what a container may use is its cgroup's matter
+	{"kernel/dmesg_restrict", "1"},
+	{"kernel/kptr_restrict", "2"},
+	{"fs/protected_hardlinks", "1"},
+	{"fs/protected_symlinks", "1"},
+	{"kernel/panic", "-1"}, // the host learns of a panic by the VM's end
+	{"kernel/panic_on_oops", "1"},
+}
+
+// Guest sets the guest up. Its errors are fatal.
+func Guest() error {
+	if err := root(); err != nil {
+		return err
+	}
+	for _, m := range mounts {
+		if err := m.mount(); err != nil && !m.optional {
+			return err
+		}
+	}
+	for _, link := range [][2]string{
+		{"/proc/self/fd", "/dev/fd"}, {"/proc/self/fd/0", "/dev/stdin"},
+		{"/proc/self/fd/1", "/dev/stdout"}, {"/proc/self/fd/2", "/dev/stderr"}, {"pts/ptmx", "/dev/ptmx"},
+	} {
+		_ = os.Remove(link[1]) // devtmpfs makes /dev/ptmx a node of its own
+		if err := os.Symlink(link[0], link[1]); err != nil {
+			return fmt.Errorf("boot: %w", err)
+		}
+	}
+	for _, program := range readOnly {
+		if err := protect(program); err != nil {
+			return err
+		}
+	}
+	if err := cgroups(); err != nil {
+		return err
+	}
+	if err := modules(); err != nil {
+		return err
+	}
+	if err := sys.LinkUp("lo"); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	for _, s := range sysctls {
+		_ = os.WriteFile(filepath.Join("/proc/sys", s[0]), []byte(s[1]), 0) // some kernels lack some
+	}
+	return nil
+}
+
+// root makes the root a mount that crun can pivot away from. The kernel's first root file system cannot be
+// (pivot_root(2)): it has no parent mount. So it is mounted once more over itself, which copies nothing.
+func root() error {
+	const dir = "/run" // any directory; it is mounted over later
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	if err := syscall.Mount("/", dir, "", syscall.MS_BIND|syscall.MS_REC, ""); err != nil {
+		return fmt.Errorf("boot: bind root: %w", err)
+	}
+	if err := os.Chdir(dir); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	if err := syscall.Mount(".", "/", "", syscall.MS_MOVE, ""); err != nil {
+		return fmt.Errorf("boot: move root: %w", err)
+	}
+	if err := syscall.Chroot("."); err != nil {
+		return fmt.Errorf("boot: change root: %w", err)
+	}
+	if err := os.Chdir("/"); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	return nil
+}
+
+func (m mount) mount() error {
+	if err := os.MkdirAll(m.dir, 0o755); err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	err := syscall.Mount(m.source, m.dir, m.kind, m.flags, m.options)
+	if err != nil && !(errors.Is(err, syscall.EBUSY) && m.kind == "devtmpfs") { // the kernel may have done it
+		return fmt.Errorf("boot: mount %s: %w", m.dir, err)
+	}
+	return nil
+}
+
+// protect mounts a file over itself read-only. A file that is not there needs none.
+func protect(path string) error {
+	err := syscall.Mount(path, path, "", syscall.MS_BIND, "")
+	if errors.Is(err, syscall.ENOENT) {
+		return nil
+	}
+	if err == nil {
+		err = syscall.Mount("", path, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|noSUID|noDev, "")
+	}
+	if err != nil {
+		return fmt.Errorf("boot: protect %s: %w", path, err)
+	}
+	return nil
+}
+
+// cgroups gives every controller to the containers' groups. A group with enabled controllers cannot have
+// processes of its own, but the root can; the agent gets a group all the same, to be counted.
+func cgroups() error {
+	const base = "/sys/fs/cgroup"
+	controllers, err := os.ReadFile(filepath.Join(base, "cgroup.controllers"))
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	enable := ""
+	for _, c := range strings.Fields(string(controllers)) {
+		enable += "+" + c + " "
+	}
+	for _, dir := range []string{AgentCgroup, filepath.Join(base, "husk")} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("boot: %w", err)
+		}
+	}
+	for _, w := range [][2]string{
+		{filepath.Join(base, "cgroup.subtree_control"), enable},
+		{filepath.Join(base, "husk/cgroup.subtree_control"), enable},
+		{filepath.Join(AgentCgroup, "cgroup.procs"), "1"},
+	} {
+		if err := os.WriteFile(w[0], []byte(w[1]), 0); err != nil {
+			return fmt.Errorf("boot: enable cgroups: %w", err)
+		}
+	}
+	return nil
+}
+
+// modules loads what the image's list names and closes the door behind it: the guest has no need to load
+// any later, but what breaks into it might.
+func modules() error {
+	f, err := os.Open(ModuleList)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("boot: %w", err)
+	}
+	if err == nil {
+		defer f.Close()
+		lines := bufio.NewScanner(f)
+		for lines.Scan() {
+			path := strings.TrimSpace(lines.Text())
+			if path == "" || strings.HasPrefix(path, "#") {
+				continue
+			}
+			if err := sys.LoadModule(path); err != nil {
+				return fmt.Errorf("boot: %w", err)
+			}
+		}
+		if err := lines.Err(); err != nil {
+			return fmt.Errorf("boot: read %s: %w", ModuleList, err)
+		}
+	}
+	err = os.WriteFile("/proc/sys/kernel/modules_disabled", []byte("1"), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without modules has no such switch
+		return fmt.Errorf("boot: forbid modules: %w", err)
+	}
+	return nil
+}

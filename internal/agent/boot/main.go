@@ -1,0 +1,89 @@
+package boot
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"husk.dev/husk/internal/agent"
+)
+
+const (
+	// gcPercent keeps the agent's heap small; it allocates little, and a guest may have little memory.
+	gcPercent = 40
+	// memoryLimit is where the collector works harder, in bytes.
+	memoryLimit = 48 << 20
+)
+
+// Cmdline is the kernel's command line.
+type Cmdline string
+
+// Value returns what the command line gives a key, the last time that it does, or a default.
+func (c Cmdline) Value(key, value string) string {
+	for _, word := range strings.Fields(string(c)) {
+		if k, v, found := strings.Cut(word, "="); found && k == key {
+			value = v
+		}
+	}
+	return value
+}
+
+// Main is PID 1. It does not return: when the host is gone or something fatal happens the VM ends.
+func Main(version string) {
+	debug.SetGCPercent(gcPercent)
+	debug.SetMemoryLimit(memoryLimit)
+	end := func() { powerOff("reboot") }
+	if os.Getpid() != 1 {
+		end = func() { os.Exit(1) } // started by hand, by mistake: not our machine
+		fmt.Fprintln(os.Stderr, "husk-agent: not PID 1: this program is the init of a husk guest")
+		end()
+	}
+	if err := Guest(); err != nil {
+		fmt.Fprintf(os.Stderr, "husk-agent: fatal: %v\n", err)
+		end()
+	}
+	text, err := os.ReadFile("/proc/cmdline")
+	cmdline := Cmdline(text)
+	if err == nil {
+		err = serve(cmdline, version)
+	}
+	fmt.Fprintf(os.Stderr, "husk-agent: fatal: %v\n", err)
+	powerOff(cmdline.Value("husk.end", "reboot"))
+}
+
+// serve runs the agent until the host is gone.
+func serve(cmdline Cmdline, version string) error {
+	ctx := context.Background()
+	ch, err := OpenChannel(ctx, cmdline)
+	if err != nil {
+		return err
+	}
+	config := agent.GuestConfig()
+	config.Version = version
+	config.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	ended := make(chan error, 1)
+	go func() { ended <- agent.New(config).Serve(ctx, ch.RPC, ch.IO) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("the channel to the host has ended: %w", err)
+	case <-ch.Done:
+		return fmt.Errorf("the host has closed the channel")
+	}
+}
+
+// powerOff ends the VM. A reboot ends it on monitors that are told not to (QEMU's -no-reboot) and on
+// Firecracker; others want a power-off.
+func powerOff(how string) {
+	syscall.Sync()
+	cmd := syscall.LINUX_REBOOT_CMD_RESTART
+	if how == "poweroff" {
+		cmd = syscall.LINUX_REBOOT_CMD_POWER_OFF
+	}
+	err := syscall.Reboot(cmd)
+	fmt.Fprintf(os.Stderr, "husk-agent: end the VM: %v\n", err)
+	os.Exit(1) // the kernel panics without PID 1, and the VM ends all the same
+}

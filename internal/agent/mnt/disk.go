@@ -1,0 +1,94 @@
+// Package mnt mounts what containers are made of: disks, shares and the overlays over them.
+package mnt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+)
+
+// deviceWait bounds how long a disk may take to appear after it was plugged.
+const deviceWait = 10 * time.Second
+
+var (
+	// ErrInvalid is matched by requests that cannot be right, whatever the guest has.
+	ErrInvalid = errors.New("invalid mount")
+	// ErrNoDevice is matched by disks that do not appear.
+	ErrNoDevice = errors.New("no such device")
+)
+
+var serials = regexp.MustCompile(`^[A-Za-z0-9_.-]{1,20}$`)
+
+// filesystems are what a disk may hold. The kernel would try to read anything as whatever it is told.
+var filesystems = map[string]bool{"erofs": true, "ext4": true, "squashfs": true}
+
+// findDevice returns the device node of a disk once it is there.
+func findDevice(ctx context.Context, d *agentv1.Disk) (string, error) {
+	look := func() string { return blockBySerial("/sys/block", d.GetSerial()) }
+	name := "disk " + d.GetSerial()
+	switch {
+	case d.Pmem != nil && d.GetPmem() < 1024:
+		node := "/dev/pmem" + strconv.Itoa(int(d.GetPmem()))
+		look, name = func() string { return node }, node
+	case d.Pmem != nil || !serials.MatchString(d.GetSerial()):
+		return "", fmt.Errorf("disk %q: %w", d.GetSerial(), ErrInvalid)
+	}
+	ctx, cancel := context.WithTimeout(ctx, deviceWait)
+	defer cancel()
+	for pause := 2 * time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		if node := look(); node != "" {
+			if _, err := os.Stat(node); err == nil {
+				return node, nil
+			}
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return "", fmt.Errorf("%s: %w", name, ErrNoDevice)
+		}
+	}
+}
+
+// blockBySerial returns the node of the virtio-blk disk with the serial number, or "".
+func blockBySerial(dir, serial string) string {
+	disks, _ := filepath.Glob(filepath.Join(dir, "vd*")) // fails on bad patterns only
+	for _, disk := range disks {
+		text, err := os.ReadFile(filepath.Join(disk, "serial"))
+		if err == nil && strings.TrimRight(string(text), "\n\x00") == serial {
+			return "/dev/" + filepath.Base(disk)
+		}
+	}
+	return ""
+}
+
+// mountDisk mounts a disk on the directory dir.
+func mountDisk(ctx context.Context, d *agentv1.Disk, dir string, readonly bool) error {
+	if !filesystems[d.GetFilesystem()] {
+		return fmt.Errorf("file system %q: %w", d.GetFilesystem(), ErrInvalid)
+	}
+	node, err := findDevice(ctx, d)
+	if err != nil {
+		return err
+	}
+	var flags uintptr
+	if readonly {
+		flags |= syscall.MS_RDONLY
+	}
+	options := ""
+	if d.GetDax() {
+		options = "dax=always"
+	}
+	if err := syscall.Mount(node, dir, d.GetFilesystem(), flags, options); err != nil {
+		return fmt.Errorf("mount %s (%s) from %s: %w", node, d.GetSerial(), d.GetFilesystem(), err)
+	}
+	return nil
+}

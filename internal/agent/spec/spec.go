@@ -1,0 +1,212 @@
+// Package spec changes an OCI configuration, made for the host, into the one that the container runner in
+// the guest gets.
+package spec
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+)
+
+// ErrInvalid is matched by configurations that cannot be run.
+var ErrInvalid = errors.New("invalid OCI configuration")
+
+// Changes says what a configuration is given in the guest.
+type Changes struct {
+	Root          string // path of the mounted root
+	Cgroup        string // linux.cgroupsPath
+	Terminal      bool
+	Rows, Columns uint16
+	// Join returns the path of a namespace of the given type ("pid", …) to join where the configuration
+	// names one of another container: by "husk:ID" that container's, with an empty id one that the host
+	// meant by a path of its own. An empty path and no error: a new namespace.
+	Join func(kind, id string) (string, error)
+}
+
+// object is a JSON object whose members are left alone until they are asked for, so that what this
+// package does not know passes unchanged.
+type object map[string]json.RawMessage
+
+func (o object) get(name string, value any) error {
+	raw, found := o[name]
+	if !found {
+		return nil
+	}
+	if err := json.Unmarshal(raw, value); err != nil {
+		return fmt.Errorf("%s: %w: %w", name, ErrInvalid, err)
+	}
+	return nil
+}
+
+func (o object) set(name string, value any) error {
+	raw, err := json.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	o[name] = raw
+	return nil
+}
+
+// Rewrite returns the configuration with the changes made: the guest's root and cgroup, no network
+// namespace (the VM's own is the container's), no namespace paths of the host, and no hooks but those that
+// run in the container.
+func Rewrite(config []byte, c Changes) ([]byte, error) {
+	var top object
+	if err := json.Unmarshal(config, &top); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	if top == nil {
+		return nil, fmt.Errorf("%w: not an object", ErrInvalid)
+	}
+	for _, change := range []func(object, Changes) error{setRoot, setProcess, setLinux, keepHooks} {
+		if err := change(top, c); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(top)
+}
+
+func setRoot(top object, c Changes) error {
+	root := object{}
+	if err := top.get("root", &root); err != nil {
+		return err
+	}
+	if root == nil {
+		root = object{}
+	}
+	if err := root.set("path", c.Root); err != nil {
+		return err
+	}
+	return top.set("root", root)
+}
+
+func setProcess(top object, c Changes) error {
+	raw, found := top["process"]
+	if !found {
+		return fmt.Errorf("%w: no process", ErrInvalid)
+	}
+	changed, err := Process(raw, c.Terminal, c.Rows, c.Columns)
+	if err != nil {
+		return err
+	}
+	top["process"] = changed
+	return nil
+}
+
+// Process returns an OCI process object with the terminal that its streams have.
+func Process(process []byte, terminal bool, rows, columns uint16) ([]byte, error) {
+	var p object
+	if err := json.Unmarshal(process, &p); err != nil {
+		return nil, fmt.Errorf("process: %w: %w", ErrInvalid, err)
+	}
+	var args []string
+	if err := p.get("args", &args); err != nil {
+		return nil, fmt.Errorf("process: %w", err)
+	}
+	if len(args) == 0 {
+		return nil, fmt.Errorf("%w: process has no args", ErrInvalid)
+	}
+	if err := p.set("terminal", terminal); err != nil {
+		return nil, err
+	}
+	delete(p, "consoleSize")
+	if terminal && rows > 0 && columns > 0 {
+		if err := p.set("consoleSize", map[string]uint16{"height": rows, "width": columns}); err != nil {
+			return nil, err
+		}
+	}
+	return json.Marshal(p)
+}
+
+func setLinux(top object, c Changes) error {
+	linux := object{}
+	if err := top.get("linux", &linux); err != nil {
+		return err
+	}
+	if linux == nil {
+		linux = object{}
+	}
+	var namespaces []object
+	if err := linux.get("namespaces", &namespaces); err != nil {
+		return fmt.Errorf("linux: %w", err)
+	}
+	kept, err := keepNamespaces(namespaces, c)
+	if err != nil {
+		return err
+	}
+	if err := linux.set("namespaces", kept); err != nil {
+		return err
+	}
+	if err := linux.set("cgroupsPath", c.Cgroup); err != nil {
+		return err
+	}
+	return top.set("linux", linux)
+}
+
+// keepNamespaces drops the network namespace and the paths of the host.
+func keepNamespaces(all []object, c Changes) ([]object, error) {
+	kept := []object{}
+	for _, ns := range all {
+		var kind, path string
+		if err := errors.Join(ns.get("type", &kind), ns.get("path", &path)); err != nil {
+			return nil, fmt.Errorf("linux.namespaces: %w", err)
+		}
+		if kind == "network" {
+			continue
+		}
+		delete(ns, "path")
+		if path != "" && joinable[kind] {
+			id, _ := strings.CutPrefix(path, "husk:")
+			if id == path {
+				id = ""
+			}
+			joined, err := c.Join(kind, id)
+			if err != nil {
+				return nil, fmt.Errorf("linux.namespaces: %s: %w", kind, err)
+			}
+			if joined != "" {
+				if err := ns.set("path", joined); err != nil {
+					return nil, err
+				}
+			}
+		}
+		kept = append(kept, ns)
+	}
+	return kept, nil
+}
+
+// joinable are the namespaces that containers of a pod share.
+var joinable = map[string]bool{"pid": true, "ipc": true, "uts": true, "user": true}
+
+func keepHooks(top object, _ Changes) error {
+	var hooks object
+	if err := top.get("hooks", &hooks); err != nil {
+		return err
+	}
+	start, found := hooks["startContainer"]
+	delete(top, "hooks")
+	if !found {
+		return nil
+	}
+	return top.set("hooks", object{"startContainer": start})
+}
+
+// PrivatePIDs tells whether a configuration gives its container PID numbers of its own, with its init as
+// the first, so that the kernel ends every process of the container with it.
+func PrivatePIDs(config []byte) bool {
+	var c struct {
+		Linux struct {
+			Namespaces []struct{ Type, Path string }
+		}
+	}
+	if json.Unmarshal(config, &c) != nil {
+		return false
+	}
+	for _, ns := range c.Linux.Namespaces {
+		if ns.Type == "pid" && ns.Path == "" {
+			return true
+		}
+	}
+	return false
+}
