@@ -14,19 +14,26 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 export KERNEL ARCH
 
-GO := $(shell scripts/go.sh --path)
-export PATH := $(patsubst %/,%,$(dir $(GO))):$(PATH)
+# Looked up when a recipe runs, so that a toolchain that `make setup` fetched counts at once.
+GO = $(shell scripts/go.sh --path)
 export CGO_ENABLED = 0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-GOFLAGS_BUILD := -trimpath -ldflags "-s -w -buildid= -X main.version=$(VERSION)"
+LDFLAGS := -s -w -buildid=
 
-GUEST := build/lib/husk/guest
-AGENT := build/husk-agent
 PROGRAMS := $(filter-out husk-agent,$(notdir $(wildcard cmd/*)))
+AGENT := build/husk-agent
+GUEST := build/lib/husk/guest
 
 .PHONY: help
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'KERNEL=husk (default) or KERNEL=distro chooses the guest kernel for every target.'
+
+.PHONY: quickstart
+quickstart: ## from nothing to a container in a VM of its own: set up, build, run a demonstration
+	@$(MAKE) setup
+	@$(MAKE) build image demo
+	@scripts/quickstart.sh
 
 .PHONY: setup
 setup: ## install what is missing to build, run and test husk (Debian packages and Go)
@@ -34,13 +41,15 @@ setup: ## install what is missing to build, run and test husk (Debian packages a
 
 .PHONY: build
 build: ## build husk's programs into build/bin
-	@for p in $(PROGRAMS); do $(GO) build $(GOFLAGS_BUILD) -o "build/bin/$$p" "./cmd/$$p"; done
+	@for p in $(PROGRAMS); do \
+		$(GO) build -trimpath -ldflags "$(LDFLAGS) -X main.version=$(VERSION)" -o "build/bin/$$p" "./cmd/$$p"; \
+	done
 
-# The agent's content is the key of the guest image, so it does not carry a commit's name: a commit that
-# leaves the agent alone leaves the image alone.
+# The agent does not carry the name of a commit: its content is what the guest image is cached by, so a
+# commit that leaves the agent alone leaves the image, and VMs saved from it, alone.
 .PHONY: agent
-agent: ## build the guest agent into build/husk-agent
-	@$(GO) build -trimpath -ldflags "-s -w -buildid=" -o $(AGENT) ./cmd/husk-agent
+agent: ## build the guest agent, a static binary
+	@$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $(AGENT) ./cmd/husk-agent
 
 .PHONY: kernel
 kernel: ## build (KERNEL=husk) or fetch (KERNEL=distro) the guest kernel
@@ -49,3 +58,37 @@ kernel: ## build (KERNEL=husk) or fetch (KERNEL=distro) the guest kernel
 .PHONY: image
 image: agent ## build the guest image and put it with the kernel into build/lib/husk/guest
 	@scripts/guest.sh image $(GUEST) $(AGENT)
+
+.PHONY: demo
+demo: build ## make the image husk-demo (busybox) in husk's image store
+	@rm -rf build/demo
+	@guest/demo/build.sh build/demo
+	@build/bin/husk import --cmd /bin/sh build/demo husk-demo
+
+.PHONY: test
+test: build image demo ## run every check and every test, those that boot VMs too
+	@scripts/test.sh all
+
+.PHONY: unit
+unit: ## run the tests that need neither root nor a VM
+	@scripts/test.sh unit
+
+.PHONY: lint
+lint: ## check formatting, vet, staticcheck, shellcheck, the rules and that both programs build for arm64
+	@scripts/lint.sh
+
+.PHONY: generate
+generate: ## generate the protocols' code from their .proto files
+	@scripts/generate.sh
+
+.PHONY: install
+install: ## install what was built below PREFIX (/usr/local)
+	@test -f $(GUEST)/guest.json || { echo "install: nothing built yet: make build image" >&2; exit 1; }
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/husk/guest"
+	install -m 755 build/bin/* "$(DESTDIR)$(PREFIX)/bin/"
+	rm -f "$(DESTDIR)$(PREFIX)"/lib/husk/guest/*
+	install -m 644 $(GUEST)/* "$(DESTDIR)$(PREFIX)/lib/husk/guest/"
+
+.PHONY: clean
+clean: ## remove build/ (the cache stays)
+	rm -rf build
