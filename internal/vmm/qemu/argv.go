@@ -131,18 +131,16 @@ func (b *builder) machineType() string {
 	if b.facts.arch == "arm64" {
 		return "virt,gic-version=max"
 	}
-	// A guest that cannot be told its clock's frequency must find it with the old timers.
-	timers := ""
-	if b.facts.accel == "kvm" || b.facts.tscKHz > 0 {
-		timers = ",pit=off"
-		if b.spec.Machine == microvm {
-			timers = ",pit=off,pic=off"
-		}
-	}
 	if b.spec.Machine == microvm {
+		timers := ",pit=off,pic=off"
+		if b.facts.accel == "tcg" && b.facts.tscKHz == 0 {
+			timers = "" // a guest that cannot be told its clock's frequency finds it with the old timers
+		}
 		return "microvm,acpi=on,isa-serial=off" + timers
 	}
-	return "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off" + timers
+	// The old timer stays: with ACPI tables that are not hardware-reduced Linux checks the local APIC's
+	// timer against it, and without it ends up with no timer at all.
+	return "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off"
 }
 
 // memory leaves room in the address space for disks that are memory.

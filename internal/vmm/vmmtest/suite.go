@@ -71,15 +71,49 @@ func bound(t *testing.T, limit time.Duration) context.Context {
 	return ctx
 }
 
-// start starts the target's VM, which the test may stop itself.
+// start starts the target's VM, which the test may stop itself. A test that fails shows what the VM has
+// to say for itself.
 func (target Target) start(t *testing.T) vmm.VM {
 	t.Helper()
+	console := func() string { return "(the test's own)" }
+	if target.Spec.Console == nil {
+		target.Spec.Console, console = record(t)
+	}
 	vm, err := target.Driver.Start(bound(t, target.Boot), target.Spec)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { stop(t, vm) })
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		select {
+		case <-vm.Done():
+			t.Logf("the VM is gone: %v", vm.Err())
+		case <-time.After(time.Second):
+			t.Log("the VM runs")
+		}
+		t.Logf("its console: %s", console())
+	})
 	return vm
+}
+
+// record returns a console and what reads its last lines.
+func record(t *testing.T) (console *os.File, last func() string) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "console")
+	console, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return console, func() string {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err.Error()
+		}
+		return string(text[max(0, len(text)-4096):])
+	}
 }
 
 func stop(t *testing.T, vm vmm.VM) {
@@ -123,5 +157,18 @@ func gone(t *testing.T, vm vmm.VM, limit time.Duration) {
 	case <-vm.Done():
 	case <-time.After(limit):
 		t.Fatalf("the VM still runs after %v", limit)
+	}
+}
+
+// stopped fails the test if the VM is not gone, now that Stop has returned.
+func stopped(t *testing.T, vm vmm.VM) {
+	t.Helper()
+	select {
+	case <-vm.Done():
+	default:
+		t.Error("Stop has returned before Done is closed")
+	}
+	if err := vm.Err(); err != nil {
+		t.Errorf("Err after Stop: %v, want nil", err)
 	}
 }

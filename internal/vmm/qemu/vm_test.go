@@ -1,0 +1,42 @@
+package qemu
+
+import (
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"husk.dev/husk/internal/vmm"
+	"husk.dev/husk/internal/vmm/vmmtest"
+	"husk.dev/husk/internal/vmm/vmmtest/echo"
+)
+
+// target is a QEMU of one machine with the test guest.
+func target(t *testing.T, machine string) vmmtest.Target {
+	t.Helper()
+	kernel, initrd := vmmtest.Guest(t)
+	run := filepath.Join(t.TempDir(), "run")
+	if err := os.Mkdir(run, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	return vmmtest.Target{
+		Driver: New(Options{}),
+		Spec: vmm.Spec{
+			ID: "qemu-" + machine, Machine: machine, Kernel: kernel, Initrd: initrd,
+			MemoryMiB: 128, VCPUs: 1, RunDir: run,
+		},
+		ConsoleMark: echo.ConsoleMark,
+		Boot:        time.Minute,
+		Transfer:    16 << 20,
+		Crash:       func(vm vmm.VM) error { return syscall.Kill(vm.PID(), syscall.SIGKILL) },
+	}
+}
+
+func TestSuite(t *testing.T) {
+	for _, machine := range []string{microvm, q35} {
+		t.Run(machine, func(t *testing.T) {
+			vmmtest.Suite(t, func(t *testing.T) vmmtest.Target { return target(t, machine) })
+		})
+	}
+}
