@@ -53,7 +53,7 @@ func isStatic(path string) bool {
 }
 
 func (a *App) shellCommand() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "shell ID [COMMAND [ARG...]]",
 		Short: "Open a debug shell in the guest itself, outside the container",
 		Long: "Shell runs a root shell beside the agent in the container's virtual machine: it sees the guest's\n" +
@@ -64,6 +64,8 @@ func (a *App) shellCommand() *cobra.Command {
 			return a.shell(cmd.Context(), args[0], args[1:])
 		},
 	}
+	cmd.Flags().SetInterspersed(false)
+	return cmd
 }
 
 func (a *App) shell(ctx context.Context, id string, args []string) (err error) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -168,6 +169,9 @@ func (s *Server) stdio(ctx context.Context, named *controlv1.Stdio) (sandbox.Std
 	}
 	out := sandbox.Stdio{Terminal: named.Terminal, Rows: named.Rows, Columns: named.Columns}
 	if named.Log != "" {
+		if err := os.MkdirAll(filepath.Dir(named.Log), 0o700); err != nil {
+			return out, fmt.Errorf("make log directory: %w", err)
+		}
 		log, err := logfile.Open(named.Log, logLimit)
 		if err != nil {
 			return out, err
