@@ -63,7 +63,7 @@ image: agent ## build the guest image and put it with the kernel into build/lib/
 demo: build ## make the image husk-demo (busybox) in husk's image store
 	@rm -rf build/demo
 	@guest/demo/build.sh build/demo
-	@build/bin/husk import --cmd /bin/sh build/demo husk-demo
+	@build/bin/husk import --cmd /bin/sh build/demo husk-demo >/dev/null
 
 .PHONY: test
 test: build image demo ## run every check and every test, those that boot VMs too

@@ -82,8 +82,13 @@ fill() {
 	done
 	cp "$kernel/SOURCE" "$image/initrd.img" "$image/MANIFEST" "$out.partial/"
 	describe "$kernel" "$boot" "$out.partial"
-	rm -rf "$out"
-	mv -T "$out.partial" "$out"
+	# The same files stay in place, for whoever reads them now.
+	if cmp -s "$out.partial/guest.json" "$out/guest.json"; then
+		rm -rf "$out.partial"
+	else
+		rm -rf "$out"
+		mv -T "$out.partial" "$out"
+	fi
 	say "kernel $(cat "$kernel/VERSION"), image of $(($(stat -c %s "$out/initrd.img") / 1024)) KiB in $out"
 }
 
