@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"husk.dev/husk/internal/testenv"
 	"husk.dev/husk/internal/vmm"
 	"husk.dev/husk/internal/vmm/vmmtest"
 	"husk.dev/husk/internal/vmm/vmmtest/echo"
@@ -34,6 +35,7 @@ func target(t *testing.T, machine string) vmmtest.Target {
 }
 
 func TestSuite(t *testing.T) {
+	testenv.NeedVM(t)
 	for _, machine := range []string{microvm, q35} {
 		t.Run(machine, func(t *testing.T) {
 			vmmtest.Suite(t, func(t *testing.T) vmmtest.Target { return target(t, machine) })
