@@ -54,7 +54,7 @@ func CheckID(id string) error {
 	for _, r := range id {
 		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
 		if !letter && !strings.ContainsRune("_+-.", r) {
-			return fmt.Errorf("container id %q: %q is not one of a-z A-Z 0-9 _ + - .", id, r)
+			return fmt.Errorf("container id %q: %q is neither letter nor digit nor one of _ + - . in ASCII", id, r)
 		}
 	}
 	return nil
