@@ -83,7 +83,7 @@ fill() {
 	cp "$kernel/SOURCE" "$image/initrd.img" "$image/MANIFEST" "$out.partial/"
 	describe "$kernel" "$boot" "$out.partial"
 	# The same files stay in place, for whoever reads them now.
-	if cmp -s "$out.partial/guest.json" "$out/guest.json"; then
+	if diff -rq "$out.partial" "$out" >/dev/null 2>&1; then
 		rm -rf "$out.partial"
 	else
 		rm -rf "$out"
