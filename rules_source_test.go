@@ -15,8 +15,8 @@ const (
 	maxFileLines     = 500
 	maxFunctionLines = 60
 	maxTestLines     = 100 // of a test, whose table is part of it
-	maxMethods       = 5  // of an interface
-	maxFields        = 25 // of a struct
+	maxMethods       = 5   // of an interface
+	maxFields        = 25  // of a struct
 )
 
 // larger names what may exceed a limit, as "file name": reason. A name that no longer needs it is an error.
