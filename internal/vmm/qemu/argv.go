@@ -105,6 +105,10 @@ func (b *builder) machine() {
 		b.add("-accel", "tcg,tb-size=256", "-cpu", "max")
 	}
 	b.add("-machine", b.machineType()+",memory-backend=ram,mem-merge=off,dump-guest-core=off")
+	if b.spec.Machine == microvm {
+		// QEMU's virtio-mmio speaks the protocol from before virtio 1 by default, which file services refuse.
+		b.add("-global", "virtio-mmio.force-legacy=false")
+	}
 	b.add("-smp", strconv.Itoa(b.spec.VCPUs))
 	b.add("-m", b.memory())
 	// A file service maps the guest's memory, so it must be a file: one that exists in memory only.
