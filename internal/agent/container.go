@@ -140,7 +140,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	config, err := spec.Rewrite(r.GetSpec(), spec.Changes{
 		Root: c.root.Path, Cgroup: filepath.Join(a.config.CgroupParent, c.id),
 		Terminal: streams.Terminal(), Rows: streams.Size().Rows, Columns: streams.Size().Columns,
-		Join: a.namespace,
+		Join: a.namespace, NoDevices: a.config.NoDevices,
 	})
 	if err != nil {
 		return nil, err

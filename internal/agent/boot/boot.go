@@ -56,7 +56,6 @@ var readOnly = []string{"/usr/bin/crun", "/init"}
 // sysctls are the kernel settings that differ from the kernel's defaults. Containers may set their own
 // where the settings are a namespace's.
 var sysctls = [][2]string{
-	{"net/ipv4/ip_forward", "0"},
 	{"fs/inotify/max_user_instances", "8192"}, // as on container hosts
 	{"fs/inotify/max_user_watches", "524288"},
 	{"vm/overcommit_memory", "1"}, // what a container may use is its cgroup's matter

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"syscall"
+	"time"
 
 	"husk.dev/husk/internal/agent"
 )
@@ -17,6 +18,8 @@ const (
 	gcPercent = 40
 	// memoryLimit is where the collector works harder, in bytes.
 	memoryLimit = 48 << 20
+	// syncWait bounds how long the end of the VM waits for data to be written.
+	syncWait = 2 * time.Second
 )
 
 // Cmdline is the kernel's command line.
@@ -78,7 +81,12 @@ func serve(cmdline Cmdline, version string) error {
 // powerOff ends the VM. A reboot ends it on monitors that are told not to (QEMU's -no-reboot) and on
 // Firecracker; others want a power-off.
 func powerOff(how string) {
-	syscall.Sync()
+	synced := make(chan struct{})
+	go func() { syscall.Sync(); close(synced) }()
+	select {
+	case <-synced:
+	case <-time.After(syncWait): // a share whose host is gone keeps it for ever
+	}
 	cmd := syscall.LINUX_REBOOT_CMD_RESTART
 	if how == "poweroff" {
 		cmd = syscall.LINUX_REBOOT_CMD_POWER_OFF

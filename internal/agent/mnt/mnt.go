@@ -18,11 +18,10 @@ import (
 )
 
 const (
-	// maxLowers bounds the read-only layers of a root. Their paths must also fit into the one page of
-	// options that mount(2) takes, which the short names of layers see to.
+	// maxLowers bounds the read-only layers of a root.
 	maxLowers = 128
-	// overlayStack is the path that overlay options are written with; see Table.
-	pageSize = 4096
+	// maxOptions is what mount(2) takes of options, in bytes: a page. Short names of layers keep below it.
+	maxOptions = 4096
 )
 
 var tags = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,35}$`)
@@ -60,6 +59,10 @@ func (t *Table) Shares(all []string) error {
 		dir := filepath.Join(t.share, tag)
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("mount share %s: %w", tag, err)
+		}
+		if mountPoint(dir) {
+			t.shares[tag] = true
+			continue
 		}
 		if err := syscall.Mount(tag, dir, "virtiofs", 0, ""); err != nil {
 			return fmt.Errorf("mount share %s: %w", tag, err)
@@ -99,7 +102,7 @@ func (t *Table) Assemble(ctx context.Context, want *agentv1.Rootfs) (*Root, erro
 	defer undo.Clean()
 	var lowers []string
 	for _, disk := range want.GetLower() {
-		dir, err := t.mountPoint(&undo)
+		dir, err := t.newDir(&undo)
 		if err != nil {
 			return nil, err
 		}
@@ -138,7 +141,7 @@ func (t *Table) directory(path string) (*Root, error) {
 // upper makes the writable layer: a disk, or guest memory. It returns where it is mounted, with the
 // directories upper and work in it.
 func (t *Table) upper(ctx context.Context, disk *agentv1.Disk, undo *cleanup.Stack) (string, error) {
-	dir, err := t.mountPoint(undo)
+	dir, err := t.newDir(undo)
 	if err != nil {
 		return "", err
 	}
@@ -165,7 +168,7 @@ func (t *Table) upper(ctx context.Context, disk *agentv1.Disk, undo *cleanup.Sta
 
 // overlay mounts the layers over each other, the lowest first in lowers.
 func (t *Table) overlay(lowers []string, upper string, undo *cleanup.Stack) (string, error) {
-	dir, err := t.mountPoint(undo)
+	dir, err := t.newDir(undo)
 	if err != nil {
 		return "", err
 	}
@@ -178,7 +181,7 @@ func (t *Table) overlay(lowers []string, upper string, undo *cleanup.Stack) (str
 		}
 	}
 	fmt.Fprintf(&options, ",upperdir=%s/upper,workdir=%s/work", upper, upper)
-	if options.Len() >= pageSize {
+	if options.Len() >= maxOptions {
 		return "", fmt.Errorf("root has too many layers: %w", ErrInvalid)
 	}
 	if err := syscall.Mount("overlay", dir, "overlay", 0, options.String()); err != nil {
@@ -188,8 +191,14 @@ func (t *Table) overlay(lowers []string, upper string, undo *cleanup.Stack) (str
 	return dir, nil
 }
 
-// mountPoint makes a directory with a short name.
-func (t *Table) mountPoint(undo *cleanup.Stack) (string, error) {
+// mountPoint tells whether another file system is mounted on dir.
+func mountPoint(dir string) bool {
+	var own, parent syscall.Stat_t
+	return syscall.Stat(dir, &own) == nil && syscall.Stat(filepath.Dir(dir), &parent) == nil && own.Dev != parent.Dev
+}
+
+// newDir makes a directory with a short name.
+func (t *Table) newDir(undo *cleanup.Stack) (string, error) {
 	t.mu.Lock()
 	t.next++
 	dir := filepath.Join(t.dir, strconv.Itoa(t.next))

@@ -18,6 +18,8 @@ type Changes struct {
 	Cgroup        string // linux.cgroupsPath
 	Terminal      bool
 	Rows, Columns uint16
+	// NoDevices drops linux.resources.devices, for a test on a machine where BPF programs cannot be loaded.
+	NoDevices bool
 	// Join returns the path of a namespace of the given type ("pid", …) to join where the configuration
 	// names one of another container: by "husk:ID" that container's, with an empty id one that the host
 	// meant by a path of its own. An empty path and no error: a new namespace.
@@ -138,10 +140,27 @@ func setLinux(top object, c Changes) error {
 	if err := linux.set("namespaces", kept); err != nil {
 		return err
 	}
+	if c.NoDevices {
+		if err := dropDevices(linux); err != nil {
+			return err
+		}
+	}
 	if err := linux.set("cgroupsPath", c.Cgroup); err != nil {
 		return err
 	}
 	return top.set("linux", linux)
+}
+
+func dropDevices(linux object) error {
+	var resources object
+	if err := linux.get("resources", &resources); err != nil {
+		return fmt.Errorf("linux: %w", err)
+	}
+	if resources == nil {
+		return nil
+	}
+	delete(resources, "devices")
+	return linux.set("resources", resources)
 }
 
 // keepNamespaces drops the network namespace and the paths of the host.
