@@ -127,7 +127,7 @@ func (c *qmpClient) read() {
 			err = errors.New("QMP greeting in mid-conversation")
 		}
 		if err != nil {
-			c.fail(err)
+			c.broke(err)
 			return
 		}
 		if m.Greeting != nil {
@@ -137,11 +137,22 @@ func (c *qmpClient) read() {
 		}
 		c.deliver(m)
 	}
-	err := lines.Err()
-	if err == nil {
-		err = io.EOF
+	switch err := lines.Err(); {
+	case errors.Is(err, bufio.ErrTooLong):
+		c.broke(fmt.Errorf("read QMP: message of more than %d bytes: %w", maxLine, err))
+	case err != nil:
+		c.fail(fmt.Errorf("read QMP: %w", err))
+	default:
+		c.fail(fmt.Errorf("read QMP: %w", io.EOF))
 	}
-	c.fail(fmt.Errorf("read QMP: %w", err))
+}
+
+// broke ends the conversation with something that does not speak QMP and remembers that as the reason.
+func (c *qmpClient) broke(err error) {
+	c.mu.Lock()
+	c.reason = "its monitor broke the protocol: " + err.Error()
+	c.mu.Unlock()
+	c.fail(err)
 }
 
 func (c *qmpClient) deliver(m message) {
@@ -165,9 +176,6 @@ func (c *qmpClient) fail(err error) {
 	defer c.mu.Unlock()
 	if c.failed == nil {
 		c.failed = err
-	}
-	if c.reason == "" && !errors.Is(err, io.EOF) && !errors.Is(err, net.ErrClosed) {
-		c.reason = "its monitor broke the protocol: " + err.Error()
 	}
 	c.conn.Close()
 }
