@@ -331,7 +331,7 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 		}
 	}
 	waitOwnerGone(record)
-	if record.Host.Alive() {
+	if record.Host.PID != os.Getpid() && record.Host.Alive() { // run in the foreground stands for its container
 		wait, cancel := context.WithTimeout(context.Background(), goneWait)
 		defer cancel()
 		if sys.WaitGone(wait, record.Host.PID) != nil && record.Host.Alive() {

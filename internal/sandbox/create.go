@@ -60,7 +60,18 @@ func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
 	err := s.create(ctx, r)
 	close(created)
 	if err != nil {
+		err = s.cause(err)
 		s.abandon(err)
+	}
+	return err
+}
+
+// cause is why Create failed: where a teardown cut it short, its reason and not what that broke.
+func (s *Sandbox) cause(err error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending && s.reason != "" {
+		return fmt.Errorf("create container: %s", s.reason)
 	}
 	return err
 }

@@ -61,6 +61,7 @@ type Sandbox struct {
 	shells     map[string]*process // debug shells, which are in no container
 	undo       cleanup.Stack       // all host resources, in the order they were made
 	ending     bool                // teardown has begun
+	reason     string              // why, valid with ending
 	shared     bool                // the guest writes to files of the host
 	remove     bool                // nothing is to be left, see Remove
 	created    chan struct{}       // closed when the Create that was called is through; nil before
@@ -109,7 +110,7 @@ func (s *Sandbox) teardown(reason string) {
 		s.mu.Unlock()
 		return
 	}
-	s.ending = true
+	s.ending, s.reason = true, reason
 	created, cancel := s.created, s.cancelCreate
 	s.mu.Unlock()
 	if created != nil { // what it still makes must be undone too
