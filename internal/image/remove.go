@@ -82,6 +82,9 @@ func (s *Store) removeOne(ctx context.Context, ref string, opts RemoveOptions, d
 	if err := os.Remove(s.recordPath(r.ID)); err != nil {
 		return err
 	}
+	if lock, err := tryLock(s.imageLock(r.ID), exclusive); err == nil {
+		unlockAndDelete(lock)
+	}
 	done.Untagged = append(done.Untagged, r.Names...)
 	done.Deleted = append(done.Deleted, r.ID)
 	return nil

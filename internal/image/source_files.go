@@ -90,7 +90,7 @@ func (l ociLayout) image(ctx context.Context, tag string, platform v1.Platform) 
 	for _, d := range all {
 		if tag == "" || hasTag(d, tag) {
 			found = append(found, d)
-			tags = appendNew(tags, d.Annotations[annotationRefName])
+			tags = appendNew(tags, tagOf(d))
 		}
 	}
 	switch {
@@ -150,6 +150,14 @@ func (l ociLayout) images(ctx context.Context, platform v1.Platform) ([]*sourceI
 		return nil, fmt.Errorf("%w %s in the archive", ErrPlatform, platform)
 	}
 	return found, nil
+}
+
+// tagOf is what tells an index entry from those of other images: its full name, else its tag.
+func tagOf(d v1.Descriptor) string {
+	if full := d.Annotations[annotationName]; full != "" {
+		return full
+	}
+	return d.Annotations[annotationRefName]
 }
 
 // hasTag says whether an index entry is tagged so, by either annotation.
