@@ -122,11 +122,12 @@ func TestSameFile(t *testing.T) {
 	}
 }
 
-func TestPullLayoutsAndArchives(t *testing.T) {
-	s := newStore(t)
-	tmp := t.TempDir()
+// writeArchives writes the images one and two as an OCI layout, a tar of that, and a docker archive, of
+// which there is one with .gz too.
+func writeArchives(t *testing.T, tmp string) (oci, ociTar, docker string) {
+	t.Helper()
 	one, two := smallImage(t, "one"), smallImage(t, "two")
-	oci := filepath.Join(tmp, "my-layout")
+	oci = filepath.Join(tmp, "my-layout")
 	path, err := layout.Write(oci, empty.Index)
 	if err != nil {
 		t.Fatal(err)
@@ -136,9 +137,9 @@ func TestPullLayoutsAndArchives(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ociTar := filepath.Join(tmp, "images.tar")
+	ociTar = filepath.Join(tmp, "images.tar")
 	run(t, "tar", "-C", oci, "-cf", ociTar, ".")
-	docker := filepath.Join(tmp, "saved.tar")
+	docker = filepath.Join(tmp, "saved.tar")
 	refs := map[name.Reference]v1.Image{}
 	for tag, img := range map[string]v1.Image{"example.com/one:v1": one, "two": two} {
 		ref, err := name.ParseReference(tag)
@@ -151,7 +152,13 @@ func TestPullLayoutsAndArchives(t *testing.T) {
 		t.Fatal(err)
 	}
 	run(t, "gzip", "-k", docker)
+	return oci, ociTar, docker
+}
 
+func TestPullLayoutsAndArchives(t *testing.T) {
+	s := newStore(t)
+	tmp := t.TempDir()
+	oci, ociTar, docker := writeArchives(t, tmp)
 	for _, c := range []struct{ ref, name, marker string }{
 		{"oci:" + oci + ":one", "localhost/my-layout:one", "one"},
 		{"oci:" + oci + ":two", "localhost/my-layout:two", "two"},
@@ -182,7 +189,12 @@ func TestPullLayoutsAndArchives(t *testing.T) {
 			t.Errorf("pull %s: %v, want an error that matches %q", ref, err, want)
 		}
 	}
-	for _, archive := range []string{docker, docker + ".gz"} {
+}
+
+func TestLoad(t *testing.T) {
+	newStore(t) // skips where nothing can be unpacked
+	_, ociTar, docker := writeArchives(t, t.TempDir())
+	for _, archive := range []string{docker, docker + ".gz", ociTar} {
 		f, err := os.Open(archive)
 		if err != nil {
 			t.Fatal(err)
