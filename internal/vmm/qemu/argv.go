@@ -109,10 +109,6 @@ func (b *builder) machine() {
 		// QEMU's virtio-mmio speaks the protocol from before virtio 1 by default, which file services refuse.
 		b.add("-global", "virtio-mmio.force-legacy=false")
 	}
-	if b.spec.Machine == microvm {
-		// The default is a draft of virtio that file services do not speak.
-		b.add("-global", "virtio-mmio.force-legacy=off")
-	}
 	b.add("-smp", strconv.Itoa(b.spec.VCPUs))
 	b.add("-m", b.memory())
 	// A file service maps the guest's memory, so it must be a file: one that exists in memory only.

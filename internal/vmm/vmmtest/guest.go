@@ -69,24 +69,36 @@ var guestImage = sync.OnceValues(func() ([]byte, error) {
 		return nil, err
 	}
 	var image bytes.Buffer
-	cpioEntry(&image, 1, "init", 0o100755, init)
-	cpioEntry(&image, 2, "dev", 0o040755, nil)
-	cpioEntry(&image, 0, "TRAILER!!!", 0, nil)
+	cpioEntry(&image, cpioFile{name: "init", mode: 0o100755, data: init})
+	cpioEntry(&image, cpioFile{name: "dev", mode: 0o040755})
+	// The kernel may start init before it has a console, without any open file. Go's runtime then
+	// opens /dev/null in their place, or gives up.
+	cpioEntry(&image, cpioFile{name: "dev/null", mode: 0o020666, major: 1, minor: 3})
+	cpioEntry(&image, cpioFile{name: "TRAILER!!!"})
 	return image.Bytes(), nil
 })
 
-// cpioEntry appends one file in the "newc" format of cpio(5): 13 numbers of 8 hexadecimal digits after
-// the magic, then name and data, each padded to 4 bytes.
-func cpioEntry(b *bytes.Buffer, inode int, name string, mode int, data []byte) {
-	fields := []int{inode, mode, 0, 0, 1, 0, len(data), 0, 0, 0, 0, len(name) + 1, 0}
+// cpioFile is one entry of an initrd: a file, a directory or a device.
+type cpioFile struct {
+	name         string
+	mode         int
+	major, minor int
+	data         []byte
+}
+
+// cpioEntry appends f in the "newc" format of cpio(5): 13 numbers of 8 hexadecimal digits after the
+// magic, then name and data, each padded to 4 bytes.
+func cpioEntry(b *bytes.Buffer, f cpioFile) {
+	// inode, mode, uid, gid, links, time, size, device, device of the node, length of the name, checksum
+	numbers := []int{0, f.mode, 0, 0, 1, 0, len(f.data), 0, 0, f.major, f.minor, len(f.name) + 1, 0}
 	b.WriteString("070701")
-	for _, f := range fields {
-		fmt.Fprintf(b, "%08x", f)
+	for _, n := range numbers {
+		fmt.Fprintf(b, "%08x", n)
 	}
-	b.WriteString(name)
+	b.WriteString(f.name)
 	b.WriteByte(0)
 	pad(b)
-	b.Write(data)
+	b.Write(f.data)
 	pad(b)
 }
 

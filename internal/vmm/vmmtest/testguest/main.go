@@ -33,6 +33,9 @@ func run() error {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
 	}
+	if err := console(); err != nil {
+		return err
+	}
 	cmdline, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
 		return err
@@ -66,6 +69,20 @@ func run() error {
 		}
 	}
 	return fmt.Errorf("no husk.channel in %q", cmdline)
+}
+
+// console makes the console standard output: when init starts its driver may not have found it yet.
+func console() error {
+	var err error
+	for range 500 {
+		var f *os.File
+		if f, err = os.OpenFile("/dev/hvc0", os.O_WRONLY, 0); err == nil {
+			os.Stdout, os.Stderr = f, f
+			return nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	return err
 }
 
 func serial() error {
