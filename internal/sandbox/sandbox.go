@@ -200,18 +200,21 @@ func ping(ctx context.Context, client *guest.Client) error {
 // handle takes one event of the guest.
 func (s *Sandbox) handle(event *agentv1.Event) {
 	s.mu.Lock()
-	c := s.containers[event.Container]
+	c, shell := s.containers[event.Container], s.shells[event.Exec]
 	s.mu.Unlock()
-	if c == nil {
-		return // a guest that names what we never made
-	}
 	switch e := event.Event.(type) {
 	case *agentv1.Event_Exit:
-		if p := c.process(event.Exec); p != nil {
+		p := shell
+		if c != nil {
+			p = c.process(event.Exec)
+		}
+		if p != nil { // nil: a guest that names what we never made
 			p.end(exitOf(e.Exit))
 		}
 	case *agentv1.Event_Oom:
-		c.publish(Event{Kind: OOM, Time: time.Now()})
+		if c != nil {
+			c.publish(Event{Kind: OOM, Time: time.Now()})
+		}
 	}
 }
 
