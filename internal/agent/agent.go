@@ -38,7 +38,7 @@ type Config struct {
 	Machine bool // the clock and the host name are the agent's to set
 	// NoDevices leaves device rules out, for a test on a machine where BPF programs cannot be loaded.
 	NoDevices bool
-	Version string
+	Version   string
 	// Log takes what goes wrong where no call can be told; nil throws it away.
 	Log *slog.Logger
 }
