@@ -269,9 +269,11 @@ type noLease struct{}
 func (noLease) Close() error { return nil }
 
 func (b *builder) build(ctx context.Context, c *creation, args []string) (closer, error) {
-	spec := ocispec.Example(false, 0, 0)
+	spec, err := defaultSpec()
+	if err != nil {
+		return nil, err
+	}
 	var lease closer = noLease{}
-	var err error
 	if b.options.rootfs != "" {
 		err = b.fromDirectory(&spec, args)
 	} else {
