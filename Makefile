@@ -51,6 +51,14 @@ build: ## build husk's programs into build/bin
 agent: ## build the guest agent, a static binary
 	@$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $(AGENT) ./cmd/husk-agent
 
+.PHONY: man
+man: ## write the manual pages and shell completions to build/share
+	@$(GO) run ./internal/manpages build/share/man/man1
+	@mkdir -p build/share/bash-completion/completions build/share/zsh/site-functions build/share/fish/vendor_completions.d
+	@build/bin/husk completion bash >build/share/bash-completion/completions/husk
+	@build/bin/husk completion zsh >build/share/zsh/site-functions/_husk
+	@build/bin/husk completion fish >build/share/fish/vendor_completions.d/husk.fish
+
 .PHONY: kernel
 kernel: ## build (KERNEL=husk) or fetch (KERNEL=distro) the guest kernel
 	@scripts/guest.sh kernel
@@ -88,6 +96,9 @@ install: ## install what was built below PREFIX (/usr/local)
 	install -m 755 build/bin/* "$(DESTDIR)$(PREFIX)/bin/"
 	rm -f "$(DESTDIR)$(PREFIX)"/lib/husk/guest/*
 	install -m 644 $(GUEST)/* "$(DESTDIR)$(PREFIX)/lib/husk/guest/"
+	@$(MAKE) man
+	install -d "$(DESTDIR)$(PREFIX)/share"
+	cp -r build/share/. "$(DESTDIR)$(PREFIX)/share/"
 
 .PHONY: clean
 clean: ## remove build/ (the cache stays)

@@ -120,6 +120,10 @@ var layers = []layer{
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",
 	},
 	{
+		[]string{"internal/manpages"}, []string{"internal/cli"},
+		"the manual is made from the commands",
+	},
+	{
 		[]string{"cmd/husk"}, []string{"internal/cli", "internal/vmm/all"},
 		"a binary is its front end and the list of drivers",
 	},
@@ -163,8 +167,8 @@ var keepers = []struct {
 		"github.com/containerd/containerd", []string{"internal/shim/...", "internal/image"}, "",
 		"containerd is one of husk's front ends, and has the code that unpacks layers",
 	},
-	{"github.com/google/go-containerregistry", []string{"internal/image"}, "", "images come from one place"},
-	{"github.com/spf13/cobra", []string{"internal/cli"}, "", "only the command layer is a command line"},
+	{"github.com/google/go-containerregistry", []string{"internal/image", "test/..."}, "", "images come from one place, and tests make some"},
+	{"github.com/spf13/cobra", []string{"internal/cli", "internal/manpages"}, "", "only the command layer is a command line"},
 	{"github.com/BurntSushi/toml", []string{"internal/config"}, "", "one package reads configuration"},
 }
 

@@ -75,6 +75,11 @@ func Main(args []string, version string, drivers map[string]func(string) vmm.Dri
 	return app.exitCode(root.ExecuteContext(ctx))
 }
 
+// Command is husk's tree of verbs, for what is generated from it.
+func Command(version string) *cobra.Command {
+	return (&App{version: version, in: os.Stdin, out: os.Stdout, err: os.Stderr}).command()
+}
+
 func (a *App) exitCode(err error) int {
 	if err == nil {
 		return 0

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -170,54 +171,22 @@ func (o *runOptions) id() (string, error) {
 
 // foreground runs a container on this process' stdio, waits for its end and deletes it where that is
 // asked for, as runc's run always does.
-func (a *App) foreground(ctx context.Context, c *creation, o *runOptions) (err error) {
+func (a *App) foreground(ctx context.Context, c *creation, o *runOptions) error {
 	began := time.Now()
-	l, err := a.begin(ctx, c)
-	if err != nil {
-		return err
-	}
-	kept := false
-	defer func() {
-		if !kept {
-			l.abandon()
-		}
-	}()
 	var screen cleanup.Stack
 	defer screen.Clean()
 	terminal, err := a.ownTerminal(c.terminal(), &screen)
 	if err != nil {
 		return err
 	}
-	token, err := newToken()
-	if err != nil {
-		return err
-	}
-	stdin := a.in
-	if !c.stdin {
-		if stdin, err = os.Open(os.DevNull); err != nil {
-			return err
-		}
-		defer stdin.Close()
-	}
-	conn, err := control.SendStdio(l.dir.Path(""), token, [3]*os.File{stdin, os.Stdout, os.Stderr})
+	signals := catch()
+	l, conn, made, err := a.attached(ctx, c)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	if err := c.runCreateHooks(ctx, os.Getpid()); err != nil {
-		return err
-	}
-	s := &session{app: a, dir: l.dir, tty: terminal, signals: catch()}
-	made, err := l.create(ctx, c.request(token, os.Getpid(), c.terminal()))
-	if err != nil {
-		return err
-	}
-	if err := writePidFile(c.pidFile, os.Getpid()); err != nil {
-		return err
-	}
-	kept = true
-	l.keep()
 	a.runPoststart(ctx, c.id, c.hooks.Poststart)
+	s := &session{app: a, dir: l.dir, tty: terminal, signals: signals}
 	code, err := s.follow(context.WithoutCancel(ctx))
 	exited := time.Now()
 	_ = screen.Clean()
@@ -226,7 +195,7 @@ func (a *App) foreground(ctx context.Context, c *creation, o *runOptions) (err e
 	}
 	_, _ = l.owner.Wait() // it has freed everything when it ends
 	if o.bundle != "" || o.remove {
-		if err := a.remove(ctx, c.id, true); err != nil {
+		if err := a.remove(context.WithoutCancel(ctx), c.id, true); err != nil {
 			return err
 		}
 	}
@@ -238,6 +207,45 @@ func (a *App) foreground(ctx context.Context, c *creation, o *runOptions) (err e
 		a.printTimeline(began, exited, time.Now(), phases)
 	}
 	return &exitError{code: code}
+}
+
+// attached makes a container for which this process stands, for as long as it keeps the connection open.
+func (a *App) attached(ctx context.Context, c *creation) (l *launch, conn net.Conn, made *controlv1.CreateResponse, err error) {
+	if l, err = a.begin(ctx, c); err != nil {
+		return nil, nil, nil, err
+	}
+	defer func() {
+		if err == nil {
+			l.keep()
+			return
+		}
+		if conn != nil {
+			conn.Close()
+		}
+		l.abandon()
+	}()
+	stdin := a.in
+	if !c.stdin {
+		if stdin, err = os.Open(os.DevNull); err != nil {
+			return nil, nil, nil, err
+		}
+		defer stdin.Close()
+	}
+	token, err := newToken()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	conn, err = control.SendStdio(l.dir.Path(""), token, [3]*os.File{stdin, os.Stdout, os.Stderr})
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if err = c.runCreateHooks(ctx, os.Getpid()); err != nil {
+		return nil, nil, nil, err
+	}
+	if made, err = l.create(ctx, c.request(token, os.Getpid(), c.terminal())); err != nil {
+		return nil, nil, nil, err
+	}
+	return l, conn, made, writePidFile(c.pidFile, os.Getpid())
 }
 
 // printTimeline tells on stderr where the time went.
