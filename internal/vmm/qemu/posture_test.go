@@ -47,7 +47,11 @@ func TestPosture(t *testing.T) {
 	vmmtest.CheckLeaks(t)
 	target := target(t, q35)
 	target.Spec.UID, target.Spec.GID = nobody, nobody
-	target.Spec.Disks = []vmm.Disk{disk(t, "secret", 1<<20, vmm.Disk{}), disk(t, "fixed", 1<<20, vmm.Disk{ReadOnly: true})}
+	layer := disk(t, "layer", 2<<20, vmm.Disk{ReadOnly: true, Pmem: true})
+	if err := os.Chmod(layer.Path, 0o444); err != nil { // in a directory that nobody else may enter
+		t.Fatal(err)
+	}
+	target.Spec.Disks = []vmm.Disk{disk(t, "secret", 1<<20, vmm.Disk{}), disk(t, "fixed", 1<<20, vmm.Disk{ReadOnly: true}), layer}
 	// What this process was started with is not QEMU's.
 	dir, err := syscall.Open("/", syscall.O_RDONLY, 0)
 	if err != nil {
