@@ -48,11 +48,6 @@ var mounts = []mount{
 	{"cgroup2", "/sys/fs/cgroup", "cgroup2", noSUID | noDev | noExec, "nsdelegate", false},
 }
 
-// readOnly are the programs of the image that are mounted over themselves read-only: crun copies itself
-// before each run, to a file that a container cannot change, unless it is on such a mount already. That
-// saves one of two program starts.
-var readOnly = []string{"/usr/bin/crun", "/init"}
-
 // sysctls are the kernel settings that differ from the kernel's defaults. Containers may set their own
 // where the settings are a namespace's.
 var sysctls = [][2]string{
@@ -84,11 +79,6 @@ func Guest() error {
 		_ = os.Remove(link[1]) // devtmpfs makes /dev/ptmx a node of its own
 		if err := os.Symlink(link[0], link[1]); err != nil {
 			return fmt.Errorf("boot: %w", err)
-		}
-	}
-	for _, program := range readOnly {
-		if err := protect(program); err != nil {
-			return err
 		}
 	}
 	if err := cgroups(); err != nil {
@@ -142,19 +132,18 @@ func (m mount) mount() error {
 	return nil
 }
 
-// protect mounts a file over itself read-only. A file that is not there needs none.
-func protect(path string) error {
-	err := syscall.Mount(path, path, "", syscall.MS_BIND, "")
-	if errors.Is(err, syscall.ENOENT) {
-		return nil
-	}
-	if err == nil {
-		err = syscall.Mount("", path, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY|noSUID|noDev, "")
-	}
+// Runner takes the container runner out of the image into sealed memory, and returns the path that it can
+// be started by. Before each run crun makes itself such a copy, of which a container could change nothing,
+// unless it is one; made once, that saves two of three program starts.
+func Runner(path string) (string, error) {
+	fd, err := sys.SealProgram(path)
 	if err != nil {
-		return fmt.Errorf("boot: protect %s: %w", path, err)
+		return "", fmt.Errorf("boot: %w", err)
 	}
-	return nil
+	if err := os.Remove(path); err != nil && !errors.Is(err, syscall.EROFS) { // frees its memory, where it is in memory
+		return "", fmt.Errorf("boot: %w", err)
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
 }
 
 // cgroups gives every controller to the containers' groups. A group with enabled controllers cannot have

@@ -66,6 +66,9 @@ func serve(cmdline Cmdline, version string) error {
 		return err
 	}
 	config := agent.GuestConfig()
+	if config.Runner, err = Runner(config.Runner); err != nil {
+		return err
+	}
 	config.Version = version
 	config.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ended := make(chan error, 1)
