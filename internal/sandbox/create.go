@@ -267,6 +267,10 @@ func (s *Sandbox) connect(ctx context.Context, vm vmm.VM) error {
 	if err != nil {
 		return s.bootError(vm, err)
 	}
+	hello := client.Greeting()
+	s.log.Info("guest answered", "kernel", printable(hello.Kernel), "runner", printable(hello.Runner),
+		"memory_total_kib", hello.MemoryTotalKib, "memory_used_kib", hello.MemoryUsedKib,
+		"agent_rss_kib", hello.AgentRssKib, "boot_us", hello.BootMicroseconds)
 	s.mu.Lock()
 	s.guest = client
 	s.undo.Add(client.Close)

@@ -31,10 +31,15 @@ func explain(err error, format string, args ...any) error {
 		return nil
 	}
 	message, code := guest.Reason(err)
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), &guestError{message: printable(message), code: code})
+}
+
+// printable makes a guest's words fit for a log or an error: one line, bounded, without control characters.
+func printable(message string) string {
 	if len(message) > maxMessage {
 		message = message[:maxMessage] + "…"
 	}
-	printable := strings.Map(func(r rune) rune {
+	return strings.Map(func(r rune) rune {
 		switch {
 		case r == '\n' || r == '\t':
 			return ' '
@@ -43,5 +48,4 @@ func explain(err error, format string, args ...any) error {
 		}
 		return r
 	}, strings.TrimSpace(message))
-	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), &guestError{message: printable, code: code})
 }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/ocispec"
@@ -23,6 +24,9 @@ const (
 	upperSerial = "upper"
 	layerSerial = "layer" // and its number, the lowest is 0
 )
+
+// hangUpWait is how long a monitor that has hung up on its file service may take to end.
+const hangUpWait = 500 * time.Millisecond
 
 // lend adds to spec the disks and shares that the container needs, and says what its root is made of.
 func (s *Sandbox) lend(ctx context.Context, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
@@ -126,6 +130,19 @@ func (s *Sandbox) watchShares(server *virtiofs.Server) {
 		return
 	}
 	s.mu.Lock()
+	vm := s.vm
+	s.mu.Unlock()
+	if server.Err() == nil && vm != nil {
+		// The service also ends because the monitor has, and then that one's reason is the better one.
+		select {
+		case <-vm.Done():
+			return
+		case <-s.done:
+			return
+		case <-time.After(hangUpWait):
+		}
+	}
+	s.mu.Lock()
 	ending := s.ending
 	s.mu.Unlock()
 	if ending {
@@ -136,5 +153,13 @@ func (s *Sandbox) watchShares(server *virtiofs.Server) {
 		reason = err.Error()
 	}
 	s.log.Error("file service lost", "reason", reason)
+	s.cannotFlush()
 	s.teardown(reason)
+}
+
+// cannotFlush spares a teardown the wait for a guest that would not come to write its files.
+func (s *Sandbox) cannotFlush() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shared = false
 }

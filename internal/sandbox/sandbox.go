@@ -155,6 +155,7 @@ func (s *Sandbox) watch(vm vmm.VM, client *guest.Client) {
 			return
 		case <-time.After(time.Second):
 			reason = err.Error()
+			s.cannotFlush()
 		}
 	}
 	if reason == "" {
