@@ -168,12 +168,19 @@ func (s *session) recorded(cause error) (int, error) {
 	if code == codes.FailedPrecondition || code == codes.NotFound && s.exec != "" {
 		return 0, plain
 	}
-	if s.exec == "" {
-		if record, err := s.dir.Load(); err == nil && record.Status == state.Stopped {
-			return record.ExitStatus, nil
-		}
+	record, err := s.dir.Load()
+	ended := err == nil && record.Status == state.Stopped
+	switch {
+	case ended && record.Reason != "":
+		s.app.warn("container %s was lost: %s", s.dir.ID(), record.Reason)
+	case ended && s.exec != "":
+		s.app.warn("container %s ended, and this process with it", s.dir.ID())
+	case !ended:
+		s.app.warn("container %s was lost: its sandbox owner died", s.dir.ID())
 	}
-	s.app.warn("container %s was lost: its sandbox owner died", s.dir.ID())
+	if ended && s.exec == "" {
+		return record.ExitStatus, nil
+	}
 	return lost, nil
 }
 
