@@ -86,7 +86,7 @@ func (a *Agent) follow(container, exec string, all *processes, started runner.Pr
 const maxSignal = 64
 
 func toSignal(n uint32) (syscall.Signal, error) {
-	if n == 0 || n > maxSignal {
+	if n > maxSignal { // 0 only asks whether the process is there, kill(2)
 		return 0, fail(codes.InvalidArgument, "no signal has number %d", n)
 	}
 	return syscall.Signal(n), nil
