@@ -62,6 +62,8 @@ else
 		dpkg-query -W -f '${source:Package} ${source:Version}\n' "$package"
 	done <"$work/packages" >"$work/sources"
 fi
+# The agent tells crun's version from here: asking crun would cost every boot a process.
+"$root/usr/bin/crun" --version | head -n 1 >"$root/etc/husk-runner"
 if [ -d "$kernel/modules" ]; then
 	mkdir -p "$root/lib"
 	cp -R "$kernel/modules" "$root/lib/modules"
