@@ -210,10 +210,12 @@ func (a *App) foreground(ctx context.Context, c *creation, o *runOptions) error 
 }
 
 // attached makes a container for which this process stands, for as long as it keeps the connection open.
-func (a *App) attached(ctx context.Context, c *creation) (l *launch, conn net.Conn, made *controlv1.CreateResponse, err error) {
-	if l, err = a.begin(ctx, c); err != nil {
+func (a *App) attached(ctx context.Context, c *creation) (_ *launch, _ net.Conn, _ *controlv1.CreateResponse, err error) {
+	l, err := a.begin(ctx, c)
+	if err != nil {
 		return nil, nil, nil, err
 	}
+	var conn net.Conn
 	defer func() {
 		if err == nil {
 			l.keep()
@@ -239,10 +241,11 @@ func (a *App) attached(ctx context.Context, c *creation) (l *launch, conn net.Co
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	if err = c.runCreateHooks(ctx, os.Getpid()); err != nil {
+	if err := c.runCreateHooks(ctx, os.Getpid()); err != nil {
 		return nil, nil, nil, err
 	}
-	if made, err = l.create(ctx, c.request(token, os.Getpid(), c.terminal())); err != nil {
+	made, err := l.create(ctx, c.request(token, os.Getpid(), c.terminal()))
+	if err != nil {
 		return nil, nil, nil, err
 	}
 	return l, conn, made, writePidFile(c.pidFile, os.Getpid())
