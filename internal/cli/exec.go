@@ -88,8 +88,11 @@ func (a *App) exec(ctx context.Context, id string, args []string, o *execOptions
 	if err != nil {
 		return err
 	}
-	if o.detach && process.Terminal && o.consoleSocket == "" {
+	switch {
+	case o.detach && process.Terminal && o.consoleSocket == "":
 		return errors.New("a detached process with a terminal needs --console-socket")
+	case !process.Terminal && o.consoleSocket != "":
+		return errors.New("--console-socket: the process has no terminal to pass (--tty gives it one)")
 	}
 	e := &execution{app: a, dir: dir, process: process, options: o}
 	defer func() {

@@ -80,8 +80,18 @@ func (c *container) expect(verb string, statuses ...state.Status) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("%w: cannot %s container %q that is %s", ErrState, verb, c.id, c.record.Status)
+	text := fmt.Sprintf("cannot %s container %q that is %s", verb, c.id, c.record.Status)
+	if c.record.Status == state.Stopped {
+		text += ": container not running" // runc's words, which engines look for
+	}
+	return stateError(text)
 }
+
+// stateError is an ErrState in words of its own.
+type stateError string
+
+func (e stateError) Error() string        { return string(e) }
+func (e stateError) Is(target error) bool { return target == ErrState }
 
 func (c *container) process(exec string) *process {
 	if exec == "" {

@@ -374,7 +374,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	answer, err := s.client().CreateContainer(ctx, request)
 	if err != nil {
 		streams.close()
-		return explain(err, "create container %q", r.ID)
+		return explainProgram(err, plan.Spec.Process.Args, "create container %q", r.ID)
 	}
 	c.mu.Lock()
 	c.record.GuestPID = int(answer.Pid)

@@ -34,6 +34,18 @@ func explain(err error, format string, args ...any) error {
 	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), &guestError{message: printable(message), code: code})
 }
 
+// explainProgram is explain for a call that runs a command, which the guest's runner does not always name.
+func explainProgram(err error, command []string, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	message, code := guest.Reason(err)
+	if reason, nameless := strings.CutPrefix(message, "exec: "); nameless && len(command) > 0 {
+		err = status.Error(code, fmt.Sprintf("exec %q: %s", command[0], reason))
+	}
+	return explain(err, format, args...)
+}
+
 // printable makes a guest's words fit for a log or an error: one line, bounded, without control characters.
 func printable(message string) string {
 	if len(message) > maxMessage {

@@ -100,7 +100,7 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	if err != nil {
 		streams.close()
 		c.forget(p)
-		return 0, explain(err, "exec in container %q", id)
+		return 0, explainProgram(err, spec.Args, "exec in container %q", id)
 	}
 	c.followExec(p, stdio.Gone)
 	return int(answer.Pid), nil
