@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -64,7 +65,8 @@ type Agent struct {
 	oom     *cgroup.Watcher
 	events  *events
 	shell   *shell
-	booted  time.Time
+	clock   *clock
+	idle    *time.Timer // gives memory back after a time in which no process ended
 
 	mu sync.Mutex
 	// containers by id; nil while one is being made. order lists them by creation. Guarded by mu.
@@ -86,8 +88,23 @@ func New(c Config) *Agent {
 		streams:    stdio.NewRegistry(),
 		mounts:     mnt.NewTable(filepath.Join(c.RunDir, "m"), c.ShareDir),
 		events:     newEvents(),
-		booted:     bootTime(),
+		clock:      &clock{ours: c.Machine},
+		idle:       time.AfterFunc(idleWait, giveBack),
 		containers: map[string]*container{},
+	}
+}
+
+const (
+	// idleWait is how long the agent waits after a process has ended before it gives memory back.
+	idleWait = 5 * time.Second
+	// wantedKiB is the resident memory with which that is not worth its time.
+	wantedKiB = 12 << 10
+)
+
+// giveBack gives memory that large output took back to the guest, which Go would do in its own good time.
+func giveBack() {
+	if proc.ResidentKiB() > wantedKiB {
+		debug.FreeOSMemory()
 	}
 }
 
@@ -120,6 +137,7 @@ func (a *Agent) Serve(ctx context.Context, rpc, io net.Listener) error {
 		return err
 	}
 	defer a.oom.Close()
+	defer a.idle.Stop()
 	stop := make(chan struct{})
 	defer close(stop)
 	go a.reaper.Run(stop)

@@ -17,11 +17,6 @@ import (
 )
 
 const (
-	// maxSlew is how far the clock may be off and still be corrected by running faster or slower. More is
-	// corrected by a jump: at the 500 ppm that the kernel slews by, 100 ms take over three minutes.
-	maxSlew = 100 * time.Millisecond
-	// ignoredOffset is how far it may be off with nothing done: about what a call takes on its way.
-	ignoredOffset = time.Millisecond
 	// maxHostname is the kernel's limit (__NEW_UTS_LEN).
 	maxHostname = 64
 	// runnerVersionFile may hold the first line of crun --version, so that crun need not be started for it.
@@ -33,8 +28,13 @@ func (s service) Hello(ctx context.Context, r *agentv1.HelloRequest) (*agentv1.H
 	if err := s.agent.setHostname(r.GetHostname()); err != nil {
 		return nil, err
 	}
-	if _, err := s.agent.setClock(r.GetNowUnixNanos()); err != nil {
+	if _, err := s.agent.clock.set(r.GetNowUnixNanos(), true); err != nil {
 		return nil, err
+	}
+	if s.agent.config.Machine {
+		if err := sys.Reseed(ctx); err != nil {
+			s.agent.log.Warn("the guest may share its random numbers with a copy of it", "error", err)
+		}
 	}
 	reply := &agentv1.HelloResponse{
 		Version:          agentv1.Version,
@@ -52,7 +52,7 @@ func (s service) Hello(ctx context.Context, r *agentv1.HelloRequest) (*agentv1.H
 
 // Ping keeps the clock in step.
 func (s service) Ping(_ context.Context, r *agentv1.PingRequest) (*agentv1.PingResponse, error) {
-	offset, err := s.agent.setClock(r.GetNowUnixNanos())
+	offset, err := s.agent.clock.set(r.GetNowUnixNanos(), false)
 	if err != nil {
 		return nil, err
 	}
@@ -70,28 +70,6 @@ func (a *Agent) setHostname(name string) error {
 		return fmt.Errorf("set host name: %w", err)
 	}
 	return nil
-}
-
-// setClock brings the clock to the host's and returns how far it was ahead.
-func (a *Agent) setClock(host int64) (time.Duration, error) {
-	if host <= 0 {
-		return 0, fail(codes.InvalidArgument, "invalid time %d", host)
-	}
-	offset := time.Duration(time.Now().UnixNano() - host)
-	if !a.config.Machine || offset.Abs() < ignoredOffset {
-		return offset, nil
-	}
-	if offset.Abs() > maxSlew {
-		tv := syscall.NsecToTimeval(host)
-		if err := syscall.Settimeofday(&tv); err != nil {
-			return offset, fmt.Errorf("set clock: %w", err)
-		}
-		return offset, nil
-	}
-	if err := sys.SlewClock(-offset); err != nil {
-		return offset, err
-	}
-	return offset, nil
 }
 
 // runnerVersion is what crun says of itself, asked once.

@@ -80,6 +80,7 @@ func (a *Agent) follow(container, exec string, all *processes, started runner.Pr
 		Exit: &agentv1.Exit{Status: s.Code, TimeUnixNanos: s.Time.UnixNano()},
 	}})
 	p.streams.Finish()
+	a.idle.Reset(idleWait)
 }
 
 // maxSignal is the last of Linux' signals, SIGRTMAX.

@@ -198,8 +198,9 @@ func (s service) Processes(_ context.Context, r *agentv1.ContainerRequest) (*age
 		return nil, err
 	}
 	reply := &agentv1.ProcessesResponse{}
+	booted := bootTime()
 	for _, pid := range pids {
-		p, err := proc.Read("/proc", pid, s.agent.booted)
+		p, err := proc.Read("/proc", pid, booted)
 		if errors.Is(err, os.ErrNotExist) {
 			continue // it ended meanwhile
 		}

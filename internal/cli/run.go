@@ -148,7 +148,7 @@ func (a *App) runImage(ctx context.Context, args []string, o *runOptions) error 
 	}
 	c.autoRemove = o.remove
 	if !o.tty {
-		c.log = filepath.Join(a.config.DataDir, "containers", id, "output.log")
+		c.log = filepath.Join(a.config.ContainerDir(id), "output.log")
 		c.record.Log = c.log
 	}
 	if _, err := a.detached(ctx, c); err != nil {

@@ -9,7 +9,6 @@ import (
 	"io/fs"
 	"os"
 	"os/user"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -338,7 +337,7 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 			_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
 		}
 	}
-	if err := os.RemoveAll(filepath.Join(a.config.DataDir, "containers", id)); err != nil {
+	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
 		return fmt.Errorf("remove the container's data: %w", err)
 	}
 	if err := dir.Remove(); err != nil {

@@ -2,6 +2,7 @@
 package config
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -96,6 +97,13 @@ func Load(file string) (Config, error) {
 		}
 	}
 	return c, c.Check()
+}
+
+// ContainerDir is where a container's files on disk are. RunDir is part of it: two state directories may
+// each have a container of the same id.
+func (c Config) ContainerDir(id string) string {
+	sum := sha256.Sum256([]byte(c.RunDir))
+	return filepath.Join(c.DataDir, "containers", fmt.Sprintf("%s-%x", id, sum[:4]))
 }
 
 // Check returns the first setting that cannot be, with what it may be.

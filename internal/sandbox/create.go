@@ -124,7 +124,7 @@ func (s *Sandbox) Remove() error {
 	if !s.remove {
 		return nil
 	}
-	if err := os.RemoveAll(s.dataDir(s.options.Dir.ID())); err != nil {
+	if err := os.RemoveAll(s.options.Config.ContainerDir(s.options.Dir.ID())); err != nil {
 		return fmt.Errorf("remove the container's data: %w", err)
 	}
 	return s.options.Dir.Remove()

@@ -215,4 +215,3 @@ func TestLostGuestEndsItsContainer(t *testing.T) {
 		t.Errorf("on record: %s with %d, want stopped with 137", record.Status, record.ExitStatus)
 	}
 }
-

@@ -73,7 +73,7 @@ func (s *Sandbox) lendLayers(layers []string, root *agentv1.Rootfs, spec *vmm.Sp
 // lendDisk makes the disk that takes what the container writes, outside of the state directory: that one
 // is in memory.
 func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string, error) {
-	dir := s.dataDir(id)
+	dir := s.options.Config.ContainerDir(id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make container's data directory: %w", err)
 	}
@@ -82,11 +82,6 @@ func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string,
 		return "", fmt.Errorf("replace old writable disk: %w", err)
 	}
 	return file, disk.Create(ctx, filepath.Join(s.options.Config.DataDir, "blank"), file, sizeMiB)
-}
-
-// dataDir is where a container's files on disk are.
-func (s *Sandbox) dataDir(id string) string {
-	return filepath.Join(s.options.Config.DataDir, "containers", id)
 }
 
 // lendShares shows the host's files in the guest through one file service.

@@ -53,7 +53,8 @@ var mounts = []mount{
 var sysctls = [][2]string{
 	{"fs/inotify/max_user_instances", "8192"}, // as on container hosts
 	{"fs/inotify/max_user_watches", "524288"},
-	{"vm/overcommit_memory", "1"}, // what a container may use is its cgroup's matter
+	{"vm/max_map_count", "262144"}, // what databases ask for, and only the guest as a whole can set
+	{"vm/overcommit_memory", "1"},  // what a container may use is its cgroup's matter
 	{"kernel/dmesg_restrict", "1"},
 	{"kernel/kptr_restrict", "2"},
 	{"fs/protected_hardlinks", "1"},
@@ -90,8 +91,30 @@ func Guest() error {
 	if err := sys.LinkUp("lo"); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
+	if err := limits(); err != nil {
+		return err
+	}
 	for _, s := range sysctls {
 		_ = os.WriteFile(filepath.Join("/proc/sys", s[0]), []byte(s[1]), 0) // some kernels lack some
+	}
+	return nil
+}
+
+// limits raises the resource limits that containers without their own inherit from PID 1 to what they
+// find on container hosts. The kernel's are meant for a small init.
+func limits() error {
+	const (
+		rlimitNproc = 6 // RLIMIT_NPROC, which package syscall lacks
+		maxFiles    = 1 << 20
+		infinity    = ^uint64(0)
+	)
+	for _, l := range []struct {
+		resource int
+		value    uint64
+	}{{syscall.RLIMIT_NOFILE, maxFiles}, {rlimitNproc, infinity}} {
+		if err := syscall.Setrlimit(l.resource, &syscall.Rlimit{Cur: l.value, Max: l.value}); err != nil {
+			return fmt.Errorf("boot: raise resource limit %d: %w", l.resource, err)
+		}
 	}
 	return nil
 }

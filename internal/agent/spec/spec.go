@@ -50,9 +50,12 @@ func (o object) set(name string, value any) error {
 	return nil
 }
 
-// Rewrite returns the configuration with the changes made: the guest's root and cgroup, no network
-// namespace (the VM's own is the container's), no namespace paths of the host, and no hooks but those that
-// run in the container.
+// network is the guest's own network namespace, which every container has. It is joined where one was asked
+// for, not left out: without one the container runner refuses to set network sysctls.
+const network = "/proc/1/ns/net"
+
+// Rewrite returns the configuration with the changes made: the guest's root, cgroup and network, no
+// namespace paths of the host, and no hooks but those that run in the container.
 func Rewrite(config []byte, c Changes) ([]byte, error) {
 	var top object
 	if err := json.Unmarshal(config, &top); err != nil {
@@ -163,7 +166,7 @@ func dropDevices(linux object) error {
 	return linux.set("resources", resources)
 }
 
-// keepNamespaces drops the network namespace and the paths of the host.
+// keepNamespaces replaces the paths of the host.
 func keepNamespaces(all []object, c Changes) ([]object, error) {
 	kept := []object{}
 	for _, ns := range all {
@@ -171,28 +174,34 @@ func keepNamespaces(all []object, c Changes) ([]object, error) {
 		if err := errors.Join(ns.get("type", &kind), ns.get("path", &path)); err != nil {
 			return nil, fmt.Errorf("linux.namespaces: %w", err)
 		}
-		if kind == "network" {
-			continue
+		joined, err := join(kind, path, c)
+		if err != nil {
+			return nil, fmt.Errorf("linux.namespaces: %s: %w", kind, err)
 		}
 		delete(ns, "path")
-		if path != "" && joinable[kind] {
-			id, _ := strings.CutPrefix(path, "husk:")
-			if id == path {
-				id = ""
-			}
-			joined, err := c.Join(kind, id)
-			if err != nil {
-				return nil, fmt.Errorf("linux.namespaces: %s: %w", kind, err)
-			}
-			if joined != "" {
-				if err := ns.set("path", joined); err != nil {
-					return nil, err
-				}
+		if joined != "" {
+			if err := ns.set("path", joined); err != nil {
+				return nil, err
 			}
 		}
 		kept = append(kept, ns)
 	}
 	return kept, nil
+}
+
+// join returns the path of the namespace of the guest that stands for one of the host, "" for a new one.
+func join(kind, path string, c Changes) (string, error) {
+	switch {
+	case kind == "network":
+		return network, nil
+	case path == "" || !joinable[kind]:
+		return "", nil
+	}
+	id, named := strings.CutPrefix(path, "husk:")
+	if !named {
+		id = ""
+	}
+	return c.Join(kind, id)
 }
 
 // joinable are the namespaces that containers of a pod share.
