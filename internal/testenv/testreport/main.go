@@ -15,7 +15,7 @@ import (
 )
 
 func main() {
-	skips := flag.String("skips", "", "file of tests that may be skipped, lines of \"TestName: reason\"")
+	skips := flag.String("skips", "", "file of the tests that may be skipped, lines of \"TestName: reason\" (none: all may)")
 	complete := flag.Bool("complete", false, "the run is of all tests: a test on the list that is not in it is a mistake")
 	slow := flag.Int("slow", 5, "how many of the slowest tests to name")
 	flag.Parse()

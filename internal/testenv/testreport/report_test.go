@@ -108,6 +108,15 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+func TestWithoutSkipList(t *testing.T) {
+	var out strings.Builder
+	in := `{"Action":"run","Package":"m","Test":"TestA"}` + "\n" + `{"Action":"pass","Package":"m","Test":"TestA"}` + "\n" +
+		`{"Action":"run","Package":"m","Test":"TestB"}` + "\n" + `{"Action":"skip","Package":"m","Test":"TestB"}` + "\n"
+	if ok, err := run(strings.NewReader(in), &out, "", false, 5); err != nil || !ok {
+		t.Errorf("a skip counts against a run without a list: %v\n%s", err, out.String())
+	}
+}
+
 func TestSkipListNeedsReasons(t *testing.T) {
 	for _, line := range []string{"TestA", "TestA:", "TestA: "} {
 		list := filepath.Join(t.TempDir(), "skips")
