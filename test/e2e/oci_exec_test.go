@@ -121,7 +121,7 @@ func execDetached(t *testing.T, c *box) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	cmd.Stdout = f
+	cmd.Stdout, cmd.Stderr = f, f
 	r := begun(t, cmd)
 	expect(t, "exit code of exec --detach", r.wait().code, 0)
 	pid, err := strconv.Atoi(content(t, pidFile))
