@@ -140,7 +140,7 @@ func (s *session) forward(ctx context.Context, client *control.Client, sig sysca
 		sig = syscall.SIGKILL
 	}
 	_, err := client.Signal(ctx, &controlv1.SignalRequest{Id: s.dir.ID(), Exec: s.exec, Signal: uint32(sig)})
-	if plain, _ := control.Plain(err); plain != nil {
+	if _, plain := control.Plain(err); plain != nil {
 		s.app.log.write("warning", "forward signal: "+plain.Error())
 	}
 }
@@ -156,7 +156,7 @@ func (s *session) resize(ctx context.Context, client *control.Client) {
 	_, err = client.Resize(ctx, &controlv1.ResizeRequest{
 		Id: s.dir.ID(), Exec: s.exec, Rows: uint32(size.Rows), Columns: uint32(size.Columns),
 	})
-	if plain, _ := control.Plain(err); plain != nil {
+	if _, plain := control.Plain(err); plain != nil {
 		s.app.log.write("warning", "resize terminal: "+plain.Error())
 	}
 }
@@ -164,7 +164,7 @@ func (s *session) resize(ctx context.Context, client *control.Client) {
 // recorded is the exit code of a process whose owner no longer answers: the one on record for a container
 // that had ended, or that of a VM that died.
 func (s *session) recorded(cause error) (int, error) {
-	plain, code := control.Plain(cause)
+	code, plain := control.Plain(cause)
 	if code == codes.FailedPrecondition || code == codes.NotFound && s.exec != "" {
 		return 0, plain
 	}

@@ -286,7 +286,7 @@ func (a *App) startCommand() *cobra.Command {
 			}
 			defer client.Close()
 			if _, err := client.Start(cmd.Context(), &controlv1.ContainerRequest{Id: args[0]}); err != nil {
-				plain, _ := control.Plain(err)
+				_, plain := control.Plain(err)
 				return plain
 			}
 			a.runPoststart(cmd.Context(), record.ID, record.Poststart)

@@ -163,7 +163,7 @@ func (e *execution) request(ctx context.Context, terminal bool) error {
 		stdio.Rows, stdio.Columns = uint32(size.Height), uint32(size.Width)
 	}
 	_, err = client.Exec(ctx, &controlv1.ExecRequest{Id: e.dir.ID(), Exec: e.name, Process: data, Stdio: stdio})
-	plain, code := control.Plain(err)
+	code, plain := control.Plain(err)
 	switch {
 	case plain == nil:
 		return nil

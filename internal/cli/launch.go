@@ -45,7 +45,6 @@ type launch struct {
 	dir      *state.Dir
 	owner    *os.Process
 	lifeline *os.File // the owner undoes its container when this closes before keep
-	attend   *exec.Cmd
 	undo     cleanup.Stack
 }
 
@@ -165,7 +164,7 @@ func (l *launch) create(ctx context.Context, request *controlv1.CreateRequest) (
 	defer client.Close()
 	answer, err := client.Create(ctx, request)
 	if err != nil {
-		plain, code := control.Plain(err)
+		code, plain := control.Plain(err)
 		if errors.Is(plain, control.ErrGone) {
 			plain = fmt.Errorf("the sandbox owner died: %s", l.ownerSaid())
 		}

@@ -246,7 +246,7 @@ func (a *App) call(ctx context.Context, id, verb string, request func(context.Co
 		return err
 	}
 	defer client.Close()
-	plain, _ := control.Plain(request(ctx, client))
+	_, plain := control.Plain(request(ctx, client))
 	if errors.Is(plain, control.ErrGone) {
 		return fmt.Errorf("cannot %s container %q: container not running", verb, id)
 	}

@@ -102,15 +102,15 @@ func at(dir string, use func(short string) error) error {
 }
 
 // Plain takes an error of a call apart: the owner's words and their class. A lost connection is ErrGone.
-func Plain(err error) (error, codes.Code) {
+func Plain(err error) (codes.Code, error) {
 	if err == nil {
-		return nil, codes.OK
+		return codes.OK, nil
 	}
 	if errors.Is(err, ttrpc.ErrClosed) {
-		return ErrGone, codes.Unavailable
+		return codes.Unavailable, ErrGone
 	}
 	if s, ok := status.FromError(err); ok {
-		return errors.New(s.Message()), s.Code()
+		return s.Code(), errors.New(s.Message())
 	}
-	return err, codes.Unknown
+	return codes.Unknown, err
 }

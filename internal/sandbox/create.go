@@ -58,6 +58,12 @@ func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
 		return fmt.Errorf("%w: the sandbox has its container already", ErrState)
 	}
 	err := s.create(ctx, r)
+	if err != nil {
+		s.mu.Lock()
+		clear(s.containers) // what never was needs no exit, also where a teardown waits for us already
+		s.remove = true
+		s.mu.Unlock()
+	}
 	close(created)
 	if err != nil {
 		err = s.cause(err)
@@ -106,13 +112,9 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	return s.createInGuest(ctx, c, plan, root, r)
 }
 
-// abandon frees what a failed Create has made and takes the container's state with it.
+// abandon frees what a failed Create has made.
 func (s *Sandbox) abandon(cause error) {
 	s.log.Error("create container", "error", cause)
-	s.mu.Lock()
-	clear(s.containers) // what never was needs no exit
-	s.remove = true
-	s.mu.Unlock()
 	s.teardown(cause.Error())
 }
 
