@@ -163,7 +163,12 @@ func (e *execution) request(ctx context.Context, terminal bool) error {
 		stdio.Rows, stdio.Columns = uint32(size.Height), uint32(size.Width)
 	}
 	_, err = client.Exec(ctx, &controlv1.ExecRequest{Id: e.dir.ID(), Exec: e.name, Process: data, Stdio: stdio})
-	code, plain := control.Plain(err)
+	return programError(control.Plain(err))
+}
+
+// programError gives a program that does not exist, or cannot be executed, the exit code that a shell has
+// for it.
+func programError(code codes.Code, plain error) error {
 	switch {
 	case plain == nil:
 		return nil

@@ -13,8 +13,6 @@ import (
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc/codes"
-
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/cleanup"
 	"husk.dev/husk/internal/control"
@@ -168,13 +166,7 @@ func (l *launch) create(ctx context.Context, request *controlv1.CreateRequest) (
 		if errors.Is(plain, control.ErrGone) {
 			plain = fmt.Errorf("the sandbox owner died: %s", l.ownerSaid())
 		}
-		switch code {
-		case codes.NotFound:
-			return nil, &exitError{exitNotFound, plain}
-		case codes.PermissionDenied:
-			return nil, &exitError{exitNotExecutable, plain}
-		}
-		return nil, plain
+		return nil, programError(code, plain)
 	}
 	return answer, nil
 }

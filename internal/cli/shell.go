@@ -99,7 +99,7 @@ func (a *App) shell(ctx context.Context, id string, args []string) (err error) {
 	name := "shell-" + token[:16]
 	err = a.call(ctx, id, "open a shell in", func(ctx context.Context, c *control.Client) error {
 		_, err := c.Shell(ctx, &controlv1.ShellRequest{Id: id, Exec: name, Args: args, Stdio: stdio})
-		return err
+		return programError(control.Plain(err))
 	})
 	if err != nil {
 		return err

@@ -40,9 +40,10 @@ type Server struct {
 	program func() ([]byte, error)
 	rpc     *ttrpc.Server
 
-	mu      sync.Mutex             // guards received
-	arrived *sync.Cond             // received has changed
+	mu      sync.Mutex             // guards the fields below
+	changed *sync.Cond             // one of them has changed
 	sent    map[string]*descriptor // by token
+	open    int                    // connections of clients
 }
 
 // descriptor is one message of fdpass that waits for the request that names it.
@@ -53,12 +54,13 @@ type descriptor struct {
 
 // NewServer serves s. program reads the debug shell that is carried into a guest.
 func NewServer(s *sandbox.Sandbox, program func() ([]byte, error)) (*Server, error) {
-	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+	server := &Server{sandbox: s, program: program, sent: map[string]*descriptor{}}
+	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(counter{server}))
 	if err != nil {
 		return nil, fmt.Errorf("make control server: %w", err)
 	}
-	server := &Server{sandbox: s, program: program, rpc: rpc, sent: map[string]*descriptor{}}
-	server.arrived = sync.NewCond(&server.mu)
+	server.rpc = rpc
+	server.changed = sync.NewCond(&server.mu)
 	controlv1.RegisterControlService(rpc, server)
 	return server, nil
 }
@@ -73,8 +75,48 @@ func (s *Server) Serve(rpc, files net.Listener) error {
 	return err
 }
 
-// Shutdown waits for the calls that are being answered, until ctx ends.
-func (s *Server) Shutdown(ctx context.Context) error { return s.rpc.Shutdown(ctx) }
+// Shutdown waits until every client has taken its answers and gone, or until ctx ends.
+func (s *Server) Shutdown(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { s.mu.Lock(); s.changed.Broadcast(); s.mu.Unlock() })
+	defer stop()
+	s.mu.Lock()
+	for s.open > 0 && ctx.Err() == nil {
+		s.changed.Wait()
+	}
+	s.mu.Unlock()
+	return s.rpc.Shutdown(ctx)
+}
+
+// counter lets in clients of our own user and counts them: ttrpc's Shutdown takes a connection whose first
+// call is being answered for an idle one and closes it.
+type counter struct{ server *Server }
+
+func (c counter) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, error) {
+	conn, info, err := ttrpc.UnixSocketRequireSameUser().Handshake(ctx, conn)
+	if err != nil {
+		return nil, nil, err
+	}
+	c.server.count(1)
+	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { c.server.count(-1) })}, info, nil
+}
+
+// countedConn is a client's connection that tells of its end.
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
+}
+
+func (s *Server) count(n int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open += n
+	s.changed.Broadcast()
+}
 
 func (s *Server) receive(listener net.Listener) {
 	for {
@@ -103,7 +145,7 @@ func (s *Server) take(conn *net.UnixConn) {
 		return
 	}
 	s.sent[token] = d
-	s.arrived.Broadcast()
+	s.changed.Broadcast()
 	s.mu.Unlock()
 	expire := time.AfterFunc(unclaimedWait, func() {
 		if d := s.claimNow(token); d != nil {
@@ -147,7 +189,7 @@ func (s *Server) claimLocked(token string) *descriptor {
 func (s *Server) claim(ctx context.Context, token string) (*descriptor, error) {
 	ctx, cancel := context.WithTimeout(ctx, unclaimedWait)
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() { s.mu.Lock(); s.arrived.Broadcast(); s.mu.Unlock() })
+	stop := context.AfterFunc(ctx, func() { s.mu.Lock(); s.changed.Broadcast(); s.mu.Unlock() })
 	defer stop()
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -158,7 +200,7 @@ func (s *Server) claim(ctx context.Context, token string) (*descriptor, error) {
 		if ctx.Err() != nil {
 			return nil, status.Error(codes.InvalidArgument, "the files that the request names were not sent")
 		}
-		s.arrived.Wait()
+		s.changed.Wait()
 	}
 }
 
