@@ -1,0 +1,145 @@
+package spec
+
+import (
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+)
+
+// changes are what every test makes, with one container "first" to join.
+func changes() Changes {
+	return Changes{
+		Root: "/run/root", Cgroup: "/husk/x",
+		Join: func(kind, id string) (string, error) {
+			switch id {
+			case "first":
+				return "/proc/42/ns/" + kind, nil
+			case "":
+				return "/proc/7/ns/" + kind, nil
+			}
+			return "", errors.New("no container " + id)
+		},
+	}
+}
+
+func decode(t *testing.T, text []byte) map[string]any {
+	t.Helper()
+	var v map[string]any
+	if err := json.Unmarshal(text, &v); err != nil {
+		t.Fatalf("%v in %s", err, text)
+	}
+	return v
+}
+
+func TestRewrite(t *testing.T) {
+	for _, c := range []struct {
+		name, in, want string
+		change         func(*Changes)
+	}{
+		{"least", `{"process":{"args":["a"]}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},
+			  "linux":{"cgroupsPath":"/husk/x","namespaces":[]}}`, nil},
+		{"unknown members stay",
+			`{"later":{"a":[1]},"process":{"args":["a"],"later":1.5},"root":{"readonly":true,"path":"/h"},"linux":{"seccomp":{"x":"y"},"later":null}}`,
+			`{"later":{"a":[1]},"process":{"args":["a"],"later":1.5,"terminal":false},"root":{"readonly":true,"path":"/run/root"},
+			  "linux":{"seccomp":{"x":"y"},"later":null,"cgroupsPath":"/husk/x","namespaces":[]}}`, nil},
+		{"namespaces",
+			`{"process":{"args":["a"]},"linux":{"namespaces":[{"type":"mount"},{"type":"network","path":"/run/netns/n"},
+			  {"type":"pid","path":"husk:first"},{"type":"ipc","path":"/proc/9/ns/ipc"},{"type":"cgroup","path":"/proc/9/ns/cgroup"}]}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},"linux":{"cgroupsPath":"/husk/x","namespaces":[
+			  {"type":"mount"},{"type":"network","path":"/proc/1/ns/net"},{"type":"pid","path":"/proc/42/ns/pid"},
+			  {"type":"ipc","path":"/proc/7/ns/ipc"},{"type":"cgroup"}]}}`, nil},
+		{"hooks", `{"process":{"args":["a"]},"hooks":{"prestart":[{"path":"/p"}],"startContainer":[{"path":"/s"}],"poststop":[{"path":"/q"}]}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},"hooks":{"startContainer":[{"path":"/s"}]},
+			  "linux":{"cgroupsPath":"/husk/x","namespaces":[]}}`, nil},
+		{"only the host's hooks", `{"process":{"args":["a"]},"hooks":{"poststop":[{"path":"/q"}]}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},"linux":{"cgroupsPath":"/husk/x","namespaces":[]}}`, nil},
+		{"terminal", `{"process":{"args":["a"],"terminal":false,"consoleSize":{"height":1,"width":2}}}`,
+			`{"process":{"args":["a"],"terminal":true,"consoleSize":{"height":24,"width":80}},"root":{"path":"/run/root"},
+			  "linux":{"cgroupsPath":"/husk/x","namespaces":[]}}`,
+			func(c *Changes) { c.Terminal, c.Rows, c.Columns = true, 24, 80 }},
+		{"no devices", `{"process":{"args":["a"]},"linux":{"resources":{"devices":[{}],"pids":{"limit":1}}}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},
+			  "linux":{"cgroupsPath":"/husk/x","namespaces":[],"resources":{"pids":{"limit":1}}}}`,
+			func(c *Changes) { c.NoDevices = true }},
+		{"nulls", `{"process":{"args":["a"]},"root":null,"linux":null,"hooks":null}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},"linux":{"cgroupsPath":"/husk/x","namespaces":[]}}`, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			with := changes()
+			if c.change != nil {
+				c.change(&with)
+			}
+			got, err := Rewrite([]byte(c.in), with)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !reflect.DeepEqual(decode(t, got), decode(t, []byte(c.want))) {
+				t.Errorf("got  %s\nwant %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestRewriteRefuses(t *testing.T) {
+	for _, c := range []struct{ in, text string }{
+		{``, "unexpected end"},
+		{`null`, "not an object"},
+		{`[]`, "cannot unmarshal"},
+		{`{}`, "no process"},
+		{`{"process":null}`, "no args"},
+		{`{"process":{"args":"a"}}`, "args"},
+		{`{"process":{"args":[]}}`, "no args"},
+		{`{"process":{"args":["a"]},"root":"x"}`, "root"},
+		{`{"process":{"args":["a"]},"linux":[]}`, "linux"},
+		{`{"process":{"args":["a"]},"linux":{"namespaces":{}}}`, "namespaces"},
+		{`{"process":{"args":["a"]},"linux":{"namespaces":[{"type":1}]}}`, "type"},
+		{`{"process":{"args":["a"]},"hooks":1}`, "hooks"},
+		{strings.Repeat(`{"a":`, 20000), "exceeded max depth"},
+	} {
+		_, err := Rewrite([]byte(c.in), changes())
+		if !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), c.text) {
+			t.Errorf("%.60s: error is %v, want %q", c.in, err, c.text)
+		}
+	}
+	_, err := Rewrite([]byte(`{"process":{"args":["a"]},"linux":{"namespaces":[{"type":"pid","path":"husk:other"}]}}`), changes())
+	if err == nil || !strings.Contains(err.Error(), "no container other") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestPrivatePIDs(t *testing.T) {
+	for text, want := range map[string]bool{
+		`{"linux":{"namespaces":[{"type":"mount"},{"type":"pid"}]}}`:        true,
+		`{"linux":{"namespaces":[{"type":"pid","path":"/proc/1/ns/pid"}]}}`: false,
+		`{"linux":{"namespaces":[{"type":"mount"}]}}`:                       false,
+		`{}`: false, `x`: false,
+	} {
+		if got := PrivatePIDs([]byte(text)); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// FuzzRewrite looks for configurations that panic, or come out as something else than one.
+func FuzzRewrite(f *testing.F) {
+	f.Add([]byte(`{"process":{"args":["a"]},"linux":{"namespaces":[{"type":"pid","path":"husk:first"}],"resources":{"devices":[]}}}`))
+	f.Add([]byte(`{"process":{"args":["a"]},"hooks":{"startContainer":[]},"root":{"path":1}}`))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		with := changes()
+		with.NoDevices = true
+		out, err := Rewrite(in, with)
+		if err != nil {
+			return
+		}
+		var c struct {
+			Root  struct{ Path string }
+			Linux struct{ CgroupsPath string }
+		}
+		if err := json.Unmarshal(out, &c); err != nil || c.Root.Path != "/run/root" {
+			t.Errorf("%q became %q: %v", in, out, err)
+		}
+	})
+}
