@@ -297,7 +297,9 @@ func (b *builder) build(ctx context.Context, c *creation, args []string) (closer
 		err = b.seal(c, &spec)
 	}
 	if err != nil {
-		_ = lease.Close()
+		if lease != nil {
+			_ = lease.Close()
+		}
 		return nil, err
 	}
 	return lease, nil

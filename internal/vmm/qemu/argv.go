@@ -236,7 +236,9 @@ func (b *builder) block(i int, d vmm.Disk) {
 	}
 	b.addf("-add-fd", "fd=%d,set=%d", b.facts.disks[i].fd, i)
 	b.add("-blockdev", string(options))
-	b.device("virtio-blk", fmt.Sprintf("drive=%s,serial=%s", node, d.Serial), true)
+	// The guest hears of errors. Left to itself QEMU stops a VM whose disk the host has no room for, and
+	// the containers in it hang.
+	b.device("virtio-blk", fmt.Sprintf("drive=%s,serial=%s,werror=report", node, d.Serial), true)
 }
 
 // pmem adds a disk that the guest sees as memory: the host's page cache of the image itself.
