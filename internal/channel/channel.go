@@ -45,7 +45,7 @@ type Client struct{ session *yamux.Session }
 
 // NewClient runs the host's end over conn, which it owns from then on.
 func NewClient(conn io.ReadWriteCloser) (*Client, error) {
-	s, err := yamux.Client(conn, config())
+	s, err := yamux.Client(&guard{ReadWriteCloser: conn}, config())
 	if err != nil {
 		return nil, fmt.Errorf("open guest channel: %w", err)
 	}

@@ -29,6 +29,7 @@ func (a *App) psCommand() *cobra.Command {
 		Short: "List running containers, or the processes of one",
 		Long: "Without an id, ps lists containers. With one it lists the container's processes by their\n" +
 			"ids in the guest.",
+		Args:    cobra.MaximumNArgs(1),
 		Example: "  husk ps\n  husk ps --all\n  husk ps web",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if format != "table" && format != "json" {

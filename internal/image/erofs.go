@@ -77,7 +77,9 @@ func finishLayer(file string) error {
 	if err := f.Truncate((fi.Size() + layerAlign - 1) / layerAlign * layerAlign); err != nil {
 		return fmt.Errorf("pad layer: %w", err)
 	}
-	if err := f.Chmod(0o600); err != nil {
+	// Nobody but root gets into the directory. A monitor that runs as a user of its own is handed the open
+	// file, and must open that once more to map it.
+	if err := f.Chmod(0o644); err != nil {
 		return err
 	}
 	if err := f.Sync(); err != nil {

@@ -126,7 +126,7 @@ func (c *container) vmGone(reason string) {
 	}
 	c.mu.Unlock()
 	for _, p := range append(execs, c.init) {
-		p.end(exit)
+		p.lose(exit)
 	}
 	<-c.init.exited // its state is on disk from here on
 }

@@ -202,8 +202,11 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 
 // checkNetwork refuses what the container would look for in vain.
 func checkNetwork(plan *ocispec.Plan) error {
-	if plan.Network != ocispec.NetworkPath {
+	switch plan.Network {
+	case ocispec.NetworkNew:
 		return nil
+	case ocispec.NetworkHost:
+		return errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces)")
 	}
 	names, err := sys.Interfaces(plan.NetNS)
 	if err != nil {

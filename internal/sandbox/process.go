@@ -23,13 +23,17 @@ type process struct {
 	streams *streams
 
 	once   sync.Once
+	lost   sync.Once
 	exit   Exit          // valid once ended is closed
 	ended  chan struct{} // the process is gone
+	hurry  chan struct{} // … with its VM: no output is to come
 	exited chan struct{} // … and its output has been handed on
 }
 
 func newProcess(exec string) *process {
-	return &process{exec: exec, ended: make(chan struct{}), exited: make(chan struct{})}
+	return &process{
+		exec: exec, ended: make(chan struct{}), hurry: make(chan struct{}), exited: make(chan struct{}),
+	}
 }
 
 // end records how the process ended; the first call counts.
@@ -40,11 +44,17 @@ func (p *process) end(exit Exit) {
 	})
 }
 
+// lose ends a process whose VM is gone, and gives up on a reader that does not take its output.
+func (p *process) lose(exit Exit) {
+	p.end(exit)
+	p.lost.Do(func() { close(p.hurry) })
+}
+
 // finish waits for the end and for the output, then calls then and lets everybody go who waits for exited.
 func (p *process) finish(then func(Exit)) {
 	<-p.ended
 	if p.streams != nil {
-		p.streams.drain()
+		p.streams.drain(p.hurry)
 	}
 	if then != nil {
 		then(p.exit)

@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/guest"
@@ -129,13 +130,28 @@ func (s *streams) copyIn() {
 	}
 }
 
+// readerGrace is how long the reader of a lost VM's output may take for what has arrived.
+const readerGrace = time.Second
+
 // drain waits until all output has been handed on, which ends when the guest closes its streams or is
-// gone. Stdin is no longer read after it.
-func (s *streams) drain() {
+// gone. After hurry a reader that takes nothing is given up. Stdin is no longer read after it.
+func (s *streams) drain(hurry <-chan struct{}) {
 	if s.stop != nil {
 		s.stop.Fire()
 	}
-	s.output.Wait()
+	handed := make(chan struct{})
+	go func() {
+		s.output.Wait()
+		close(handed)
+	}()
+	select {
+	case <-handed:
+	case <-hurry:
+		select {
+		case <-handed:
+		case <-time.After(readerGrace):
+		}
+	}
 	s.close()
 }
 

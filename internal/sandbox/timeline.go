@@ -4,6 +4,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // Phase is one step of a container's start or end.
@@ -37,7 +38,7 @@ func (t *timeline) all() []Phase {
 // lastLines makes the end of a console log fit into an error: at most three lines, joined, printable.
 func lastLines(tail string) string {
 	clean := strings.Map(func(r rune) rune {
-		if r == '\n' || r >= ' ' && r != 0x7f {
+		if r == '\n' || !unicode.IsControl(r) {
 			return r
 		}
 		return -1

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unicode"
 
 	"husk.dev/husk/internal/child"
 	"husk.dev/husk/internal/sys/kvm"
@@ -56,7 +57,14 @@ func credential(s vmm.Spec, accel string) *syscall.Credential {
 	}
 	var stat syscall.Stat_t
 	if accel == "kvm" && syscall.Stat(kvm.Device, &stat) == nil {
-		c.Groups = []uint32{stat.Gid}
+		const others, group = 0o006, 0o060
+		switch {
+		case stat.Mode&others == others:
+		case stat.Mode&group == group && stat.Gid != 0:
+			c.Groups = []uint32{stat.Gid}
+		default:
+			return nil // root alone may open it, and QEMU can only be given its path
+		}
 	}
 	return c
 }
@@ -178,7 +186,7 @@ func oneLine(text string) string {
 	var lines []string
 	for line := range strings.SplitSeq(text, "\n") {
 		line = strings.Map(func(r rune) rune {
-			if r < ' ' || r == 0x7f || r == '\uFFFD' {
+			if unicode.IsControl(r) || r == '\uFFFD' {
 				return -1
 			}
 			return r
