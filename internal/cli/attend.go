@@ -190,8 +190,14 @@ type attendant struct {
 	gate *os.File
 }
 
+// attendOptions say what an attend process is given beside its stdio.
+type attendOptions struct {
+	terminal   bool // its stdio is a terminal, to become its controlling one
+	newNetwork bool // a network namespace of its own
+}
+
 // startAttend starts the process that stands for one of container id, with the given stdio.
-func (a *App) startAttend(id, execID, token string, files [3]*os.File, terminal bool) (*attendant, error) {
+func (a *App) startAttend(id, execID, token string, files [3]*os.File, o attendOptions) (*attendant, error) {
 	theirs, ours, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -204,14 +210,17 @@ func (a *App) startAttend(id, execID, token string, files [3]*os.File, terminal 
 	if a.logFile != "" {
 		args = append(args, "--log", a.logFile, "--log-format", a.logFormat)
 	}
-	if terminal {
+	if o.terminal {
 		args = append(args, "--terminal")
 	}
 	cmd := exec.Command("/proc/self/exe", append(args, "--", id)...)
 	cmd.Args[0] = "husk"
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = files[0], files[1], files[2]
 	cmd.ExtraFiles = []*os.File{attendGo - 3: theirs}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: terminal}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: o.terminal}
+	if o.newNetwork {
+		cmd.SysProcAttr.Cloneflags = syscall.CLONE_NEWNET
+	}
 	if err := cmd.Start(); err != nil {
 		ours.Close()
 		return nil, fmt.Errorf("start the container's host process: %w", err)

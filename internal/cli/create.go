@@ -17,6 +17,7 @@ import (
 	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/sys"
 )
 
 // bundleFlags are the flags of create and of run with a bundle, which are runc's.
@@ -185,13 +186,16 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 	if err != nil {
 		return nil, err
 	}
-	attend, err := a.startAttend(c.id, "", token, files, c.terminal())
+	attend, err := a.startAttend(c.id, "", token, files, attendOptions{terminal: c.terminal(), newNetwork: c.hooksNeedNetwork()})
 	if err != nil {
 		return nil, err
 	}
 	l.undo.Add(attend.end)
 	pid := attend.cmd.Process.Pid
 	if err := c.runCreateHooks(ctx, pid); err != nil {
+		return nil, err
+	}
+	if err := c.checkHooksNetwork(pid); err != nil {
 		return nil, err
 	}
 	if _, err := l.create(ctx, c.request(token, pid, c.terminal())); err != nil {
@@ -221,6 +225,37 @@ func (c *creation) request(token string, pid int, terminal bool) *controlv1.Crea
 		Id: c.id, Bundle: c.bundle.Dir, Spec: c.spec, Image: c.image, Stdio: stdio, Start: c.start,
 		HostPid: uint32(pid), AutoRemove: c.autoRemove,
 	}
+}
+
+// hooksNeedNetwork tells whether the container's host process needs a network namespace of its own: hooks
+// that are given its pid may change its network, which must not be the host's.
+func (c *creation) hooksNeedNetwork() bool {
+	if len(c.hooks.Prestart)+len(c.hooks.CreateRuntime) == 0 || c.bundle.Spec.Linux == nil { //nolint:staticcheck // Docker uses it
+		return false
+	}
+	for _, ns := range c.bundle.Spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			return ns.Path == ""
+		}
+	}
+	return false
+}
+
+// checkHooksNetwork refuses what hooks have set up and the guest would not have.
+func (c *creation) checkHooksNetwork(pid int) error {
+	if !c.hooksNeedNetwork() {
+		return nil
+	}
+	names, err := sys.Interfaces(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name != "lo" {
+			return fmt.Errorf("a hook gave the container the network interface %s: husk cannot bring interfaces into the guest yet (use a network with loopback only, such as --network none)", name)
+		}
+	}
+	return nil
 }
 
 // runCreateHooks runs the hooks that belong before the container's own code, in this process' namespaces,

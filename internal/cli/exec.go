@@ -189,7 +189,7 @@ func (e *execution) detached(ctx context.Context) error {
 		return err
 	}
 	defer closeFiles()
-	attend, err := e.app.startAttend(e.dir.ID(), e.name, e.token, files, e.options.consoleSocket != "")
+	attend, err := e.app.startAttend(e.dir.ID(), e.name, e.token, files, attendOptions{terminal: e.options.consoleSocket != ""})
 	if err != nil {
 		return err
 	}

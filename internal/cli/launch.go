@@ -168,6 +168,9 @@ func (l *launch) create(ctx context.Context, request *controlv1.CreateRequest) (
 		}
 		return nil, programError(code, plain)
 	}
+	for _, w := range answer.Warnings {
+		l.app.warn("%s", w)
+	}
 	return answer, nil
 }
 

@@ -253,7 +253,7 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 	if err := s.sandbox.Create(ctx, request); err != nil {
 		return nil, failed(err)
 	}
-	return &controlv1.CreateResponse{Timeline: s.timeline()}, nil
+	return &controlv1.CreateResponse{Timeline: s.timeline(), Warnings: s.sandbox.Warnings()}, nil
 }
 
 func (s *Server) timeline() []*controlv1.Phase {

@@ -101,9 +101,9 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if err != nil {
 		return err
 	}
-	for _, w := range plan.Warnings {
-		s.log.Warn(w)
-	}
+	s.mu.Lock()
+	s.warnings = plan.Warnings
+	s.mu.Unlock()
 	root, err := s.bootFor(ctx, c, plan, size, r)
 	if err != nil {
 		return err

@@ -289,6 +289,13 @@ func (s *Sandbox) Events(id string) (events <-chan Event, cancel func(), err err
 	return events, cancel, nil
 }
 
+// Warnings are what was done otherwise than the container's configuration asks for.
+func (s *Sandbox) Warnings() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]string(nil), s.warnings...)
+}
+
 // Timeline returns the phases of the sandbox so far.
 func (s *Sandbox) Timeline() []Phase { return s.timing.all() }
 

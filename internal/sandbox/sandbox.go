@@ -63,6 +63,7 @@ type Sandbox struct {
 	ending     bool                // teardown has begun
 	reason     string              // why, valid with ending
 	shared     bool                // the guest writes to files of the host
+	warnings   []string            // what a Create did otherwise than it was asked to
 	remove     bool                // nothing is to be left, see Remove
 	created    chan struct{}       // closed when the Create that was called is through; nil before
 	// cancelCreate makes that Create give up.

@@ -341,6 +341,7 @@ func (x *Stdio) GetLog() string {
 type CreateResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Timeline      []*Phase               `protobuf:"bytes,1,rep,name=timeline,proto3" json:"timeline,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"` // what was done otherwise than the configuration asks for
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -378,6 +379,13 @@ func (*CreateResponse) Descriptor() ([]byte, []int) {
 func (x *CreateResponse) GetTimeline() []*Phase {
 	if x != nil {
 		return x.Timeline
+	}
+	return nil
+}
+
+func (x *CreateResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
 	}
 	return nil
 }
@@ -1173,9 +1181,10 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\bterminal\x18\x02 \x01(\bR\bterminal\x12\x12\n" +
 	"\x04rows\x18\x03 \x01(\rR\x04rows\x12\x18\n" +
 	"\acolumns\x18\x04 \x01(\rR\acolumns\x12\x10\n" +
-	"\x03log\x18\x05 \x01(\tR\x03log\"D\n" +
+	"\x03log\x18\x05 \x01(\tR\x03log\"`\n" +
 	"\x0eCreateResponse\x122\n" +
-	"\btimeline\x18\x01 \x03(\v2\x16.husk.control.v1.PhaseR\btimeline\"k\n" +
+	"\btimeline\x18\x01 \x03(\v2\x16.husk.control.v1.PhaseR\btimeline\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"k\n" +
 	"\x05Phase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12(\n" +
 	"\x10start_unix_nanos\x18\x02 \x01(\x03R\x0estartUnixNanos\x12$\n" +
