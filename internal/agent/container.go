@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"sync"
 	"syscall"
@@ -30,7 +29,21 @@ const (
 	cleanupWait = 10 * time.Second
 )
 
-var ids = regexp.MustCompile(`^[A-Za-z0-9_.+-]{1,128}$`)
+// maxID is how long the id of a container or process may be.
+const maxID = 128
+
+// validID tells whether id is a name of a container or process: letters, digits, '_', '.', '+' and '-', but
+// no name that a directory has already.
+func validID(id string) bool {
+	for _, c := range []byte(id) {
+		switch {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', c == '_', c == '.', c == '+', c == '-':
+		default:
+			return false
+		}
+	}
+	return len(id) >= 1 && len(id) <= maxID && id != "." && id != ".."
+}
 
 // container is one container of the guest.
 type container struct {
@@ -79,7 +92,7 @@ func (a *Agent) find(id string) (*container, error) {
 
 // add takes an id for a container that is about to be made.
 func (a *Agent) add(id string) (*container, error) {
-	if !ids.MatchString(id) || id == "." || id == ".." {
+	if !validID(id) {
 		return nil, fail(codes.InvalidArgument, "invalid container id %q", id)
 	}
 	a.mu.Lock()
@@ -325,7 +338,7 @@ func (a *Agent) killInit(ctx context.Context, c *container) error {
 
 // exec starts a further process in a container.
 func (a *Agent) exec(ctx context.Context, r *agentv1.ExecRequest) (int, error) {
-	if !ids.MatchString(r.GetExec()) {
+	if !validID(r.GetExec()) {
 		return 0, fail(codes.InvalidArgument, "invalid exec id %q", r.GetExec())
 	}
 	streams, err := a.streams.Open(ctx, r.GetStdio())

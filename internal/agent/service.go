@@ -222,7 +222,7 @@ func (s service) Events(ctx context.Context, _ *agentv1.Empty, stream agentv1.Ag
 
 // Shell starts a shell in the guest.
 func (s service) Shell(ctx context.Context, r *agentv1.ShellRequest) (*agentv1.ExecResponse, error) {
-	if !ids.MatchString(r.GetExec()) {
+	if !validID(r.GetExec()) {
 		return nil, fail(codes.InvalidArgument, "invalid exec id %q", r.GetExec())
 	}
 	pid, err := s.agent.shell.start(ctx, r)

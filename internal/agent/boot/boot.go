@@ -18,8 +18,13 @@ import (
 // built in has no such file.
 const ModuleList = "/lib/modules/husk-modules"
 
-// AgentCgroup is the group that the agent itself is in, so that the root can have controllers enabled.
-const AgentCgroup = "/sys/fs/cgroup/husk-agent"
+const (
+	cgroupRoot = "/sys/fs/cgroup"
+	// agentCgroup is the group that the agent itself is in, so that what it uses can be told apart.
+	agentCgroup = cgroupRoot + "/husk-agent"
+	// programs is the image's directory of programs, in which crun is.
+	programs = "/usr/bin"
+)
 
 // mount is one file system of the guest.
 type mount struct {
@@ -63,7 +68,7 @@ var sysctls = [][2]string{
 	{"kernel/panic_on_oops", "1"},
 }
 
-// Guest sets the guest up. Its errors are fatal.
+// Guest sets the guest up, up to where the channel can be opened. Finish does the rest. Errors are fatal.
 func Guest() error {
 	if err := root(); err != nil {
 		return err
@@ -82,12 +87,26 @@ func Guest() error {
 			return fmt.Errorf("boot: %w", err)
 		}
 	}
-	if err := cgroups(); err != nil {
-		return err
+	return modules()
+}
+
+// Finish sets up what containers need. Much of it waits for grace periods of the kernel, so it runs beside
+// the opening of the channel, and its parts beside each other.
+func Finish() error {
+	steps := []func() error{cgroups, machine, func() error { return readOnly(programs) }}
+	failed := make(chan error, len(steps))
+	for _, step := range steps {
+		go func() { failed <- step() }()
 	}
-	if err := modules(); err != nil {
-		return err
+	var errs []error
+	for range steps {
+		errs = append(errs, <-failed)
 	}
+	return errors.Join(errs...)
+}
+
+// machine sets what the machine as a whole has: the loopback interface, limits and settings.
+func machine() error {
 	if err := sys.LinkUp("lo"); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
@@ -155,25 +174,23 @@ func (m mount) mount() error {
 	return nil
 }
 
-// Runner takes the container runner out of the image into sealed memory, and returns the path that it can
-// be started by. Before each run crun makes itself such a copy, of which a container could change nothing,
-// unless it is one; made once, that saves two of three program starts.
-func Runner(path string) (string, error) {
-	fd, err := sys.SealProgram(path)
-	if err != nil {
-		return "", fmt.Errorf("boot: %w", err)
+// readOnly mounts the directory of programs read-only over itself. Before each run crun copies itself to
+// where a container can change nothing of it and starts again from there, twice where it lies on tmpfs, as in
+// an initramfs; unless it is on a read-only file system that is not tmpfs. An overlay of one is such.
+func readOnly(dir string) error {
+	const empty = "/mnt" // overlayfs wants two layers
+	if err := os.MkdirAll(empty, 0o755); err != nil {
+		return fmt.Errorf("boot: %w", err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, syscall.EROFS) { // frees its memory, where it is in memory
-		return "", fmt.Errorf("boot: %w", err)
+	if err := syscall.Mount("overlay", dir, "overlay", syscall.MS_RDONLY|noDev, "lowerdir="+dir+":"+empty); err != nil {
+		return fmt.Errorf("boot: mount %s read-only: %w", dir, err)
 	}
-	return fmt.Sprintf("/proc/self/fd/%d", fd), nil
+	return nil
 }
 
-// cgroups gives every controller to the containers' groups. A group with enabled controllers cannot have
-// processes of its own, but the root can; the agent gets a group all the same, to be counted.
+// cgroups gives every controller to the containers' groups.
 func cgroups() error {
-	const base = "/sys/fs/cgroup"
-	controllers, err := os.ReadFile(filepath.Join(base, "cgroup.controllers"))
+	controllers, err := os.ReadFile(filepath.Join(cgroupRoot, "cgroup.controllers"))
 	if err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
@@ -181,19 +198,25 @@ func cgroups() error {
 	for _, c := range strings.Fields(string(controllers)) {
 		enable += "+" + c + " "
 	}
-	for _, dir := range []string{AgentCgroup, filepath.Join(base, "husk")} {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("boot: %w", err)
-		}
+	containers := filepath.Join(cgroupRoot, "husk")
+	if err := os.MkdirAll(containers, 0o755); err != nil {
+		return fmt.Errorf("boot: %w", err)
 	}
-	for _, w := range [][2]string{
-		{filepath.Join(base, "cgroup.subtree_control"), enable},
-		{filepath.Join(base, "husk/cgroup.subtree_control"), enable},
-		{filepath.Join(AgentCgroup, "cgroup.procs"), "1"},
-	} {
-		if err := os.WriteFile(w[0], []byte(w[1]), 0); err != nil {
+	for _, dir := range []string{cgroupRoot, containers} {
+		if err := os.WriteFile(filepath.Join(dir, "cgroup.subtree_control"), []byte(enable), 0); err != nil {
 			return fmt.Errorf("boot: enable cgroups: %w", err)
 		}
+	}
+	return nil
+}
+
+// enterCgroup moves the agent into its own group. Nothing waits for it.
+func enterCgroup() error {
+	if err := os.MkdirAll(agentCgroup, 0o755); err != nil {
+		return fmt.Errorf("enter cgroup: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(agentCgroup, "cgroup.procs"), []byte("1"), 0); err != nil {
+		return fmt.Errorf("enter cgroup: %w", err)
 	}
 	return nil
 }

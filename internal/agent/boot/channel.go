@@ -22,6 +22,8 @@ const (
 	portName = "husk.agent"
 	// portWait bounds how long the port may take to appear: its driver learns of it from a work queue.
 	portWait = 10 * time.Second
+	// pause is how long to wait between two looks. The guest has nothing else to do.
+	pause = time.Millisecond
 )
 
 // Channel is the way to the host: listeners for agentv1's ports.
@@ -87,7 +89,7 @@ func openPort(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for pause := time.Millisecond; sys.PollHangup(f); pause = min(2*pause, 20*time.Millisecond) {
+	for sys.PollHangup(f) {
 		select {
 		case <-time.After(pause): // no notice comes of the host's arrival but a signal
 		case <-ctx.Done():
@@ -102,7 +104,7 @@ func openPort(ctx context.Context) (*os.File, error) {
 func findPort(ctx context.Context) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, portWait)
 	defer cancel()
-	for pause := time.Millisecond; ; pause = min(2*pause, 20*time.Millisecond) {
+	for {
 		names, err := filepath.Glob("/sys/class/virtio-ports/*/name")
 		if err != nil {
 			return "", err

@@ -61,16 +61,23 @@ func Main(version string) {
 // serve runs the agent until the host is gone.
 func serve(cmdline Cmdline, version string) error {
 	ctx := context.Background()
+	finished := make(chan error, 1)
+	go func() { finished <- Finish() }()
 	ch, err := OpenChannel(ctx, cmdline)
 	if err != nil {
 		return err
 	}
-	config := agent.GuestConfig()
-	if config.Runner, err = Runner(config.Runner); err != nil {
+	if err := <-finished; err != nil {
 		return err
 	}
+	config := agent.GuestConfig()
 	config.Version = version
 	config.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	go func() {
+		if err := enterCgroup(); err != nil {
+			config.Log.Warn("the agent has no cgroup of its own", "error", err)
+		}
+	}()
 	ended := make(chan error, 1)
 	go func() { ended <- agent.New(config).Serve(ctx, ch.RPC, ch.IO) }()
 	select {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,7 +23,8 @@ const (
 	maxOptions = 4096
 )
 
-var tags = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.-]{0,35}$`)
+// maxTag is how long the tag of a virtio-fs share may be (virtio's specification, 5.11.4).
+const maxTag = 36
 
 // Table knows what is mounted for containers, below one directory.
 type Table struct {
@@ -50,7 +50,7 @@ func (t *Table) Shares(all []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, tag := range all {
-		if !tags.MatchString(tag) {
+		if !named(tag, maxTag) || tag[0] == '.' || tag[0] == '-' {
 			return fmt.Errorf("share %q: %w", tag, ErrInvalid)
 		}
 		if t.shares[tag] {
