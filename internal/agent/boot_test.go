@@ -74,21 +74,19 @@ func ext4(t *testing.T) string {
 	return path
 }
 
-// boot starts a VM that is stopped at the end of the test.
-func boot(t *testing.T, disks ...vmm.Disk) vmm.VM {
+// boot starts a VM that is stopped at the end of the test. spec says what is in it beside the agent.
+func boot(t *testing.T, spec vmm.Spec) vmm.VM {
 	t.Helper()
-	kernel, initrd := image(t)
+	spec.ID, spec.MemoryMiB, spec.VCPUs, spec.RunDir = "agent-test", 256, 1, t.TempDir()
+	spec.Kernel, spec.Initrd = image(t)
 	log := filepath.Join(t.TempDir(), "console")
-	console, err := os.Create(log)
-	if err != nil {
+	var err error
+	if spec.Console, err = os.Create(log); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), wait)
 	defer cancel()
-	vm, err := qemu.New(qemu.Options{}).Start(ctx, vmm.Spec{
-		ID: "agent-test", Machine: "microvm", Kernel: kernel, Initrd: initrd,
-		MemoryMiB: 256, VCPUs: 1, Disks: disks, Console: console, RunDir: t.TempDir(),
-	})
+	vm, err := qemu.New(qemu.Options{}).Start(ctx, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,9 +107,9 @@ func boot(t *testing.T, disks ...vmm.Disk) vmm.VM {
 func TestGuest(t *testing.T) {
 	testenv.NeedVM(t)
 	began := time.Now()
-	vm := boot(t,
-		vmm.Disk{Serial: "root", Path: erofs(t, busyboxRoot(t)), ReadOnly: true},
-		vmm.Disk{Serial: "upper", Path: ext4(t)})
+	vm := boot(t, vmm.Spec{Machine: "microvm", Disks: []vmm.Disk{
+		{Serial: "root", Path: erofs(t, busyboxRoot(t)), ReadOnly: true}, {Serial: "upper", Path: ext4(t)},
+	}})
 	t.Logf("monitor runs after %v", time.Since(began))
 	s := greet(t, vm)
 	h := s.Greeting()
