@@ -180,6 +180,16 @@ func (a *App) setUp(cmd *cobra.Command) (err error) {
 // open returns the state directory of an existing container.
 func (a *App) open(id string) (*state.Dir, error) { return state.Open(a.config.RunDir, id) }
 
+// load returns an existing container's state directory and what it holds.
+func (a *App) load(id string) (*state.Dir, state.Container, error) {
+	dir, err := a.open(id)
+	if err != nil {
+		return nil, state.Container{}, err
+	}
+	record, err := dir.Load()
+	return dir, record, err
+}
+
 // complete offers container ids where a verb's first argument is one.
 func (a *App) complete(cmd *cobra.Command) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	takesID := strings.Contains(cmd.Use, " ID")

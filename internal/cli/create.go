@@ -304,11 +304,7 @@ func (a *App) startCommand() *cobra.Command {
 		Short: "Run the program of a created container",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			dir, err := a.open(args[0])
-			if err != nil {
-				return err
-			}
-			record, err := dir.Load()
+			dir, record, err := a.load(args[0])
 			if err != nil {
 				return err
 			}

@@ -73,11 +73,7 @@ func (a *App) execCommand() *cobra.Command {
 }
 
 func (a *App) exec(ctx context.Context, id string, args []string, o *execOptions) (err error) {
-	dir, err := a.open(id)
-	if err != nil {
-		return err
-	}
-	record, err := dir.Load()
+	dir, record, err := a.load(id)
 	if err != nil {
 		return err
 	}

@@ -224,11 +224,7 @@ func (a *App) logsCommand() *cobra.Command {
 			"  husk logs --owner web     what its sandbox owner did",
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			dir, err := a.open(args[0])
-			if err != nil {
-				return err
-			}
-			record, err := dir.Load()
+			dir, record, err := a.load(args[0])
 			if err != nil {
 				return err
 			}

@@ -82,11 +82,7 @@ func (a *App) stateCommand() *cobra.Command {
 		Short: "Print a container's state as JSON",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			dir, err := a.open(args[0])
-			if err != nil {
-				return err
-			}
-			record, err := dir.Load()
+			dir, record, err := a.load(args[0])
 			if err != nil {
 				return err
 			}
