@@ -66,6 +66,7 @@ type Agent struct {
 	events  *events
 	shell   *shell
 	clock   *clock
+	filters *filters
 	idle    *time.Timer // gives memory back after a time in which no process ended
 
 	mu sync.Mutex
@@ -89,6 +90,7 @@ func New(c Config) *Agent {
 		mounts:     mnt.NewTable(filepath.Join(c.RunDir, "m"), c.ShareDir),
 		events:     newEvents(),
 		clock:      &clock{ours: c.Machine},
+		filters:    newFilters(),
 		idle:       time.AfterFunc(idleWait, giveBack),
 		containers: map[string]*container{},
 	}

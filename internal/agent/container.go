@@ -150,10 +150,11 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 		return nil, err
 	}
 	undo.Add(c.root.Unmount)
+	seccomp := spec.Seccomp(r.GetSpec())
 	config, err := spec.Rewrite(r.GetSpec(), spec.Changes{
 		Root: c.root.Path, Cgroup: filepath.Join(a.config.CgroupParent, c.id),
 		Terminal: streams.Terminal(), Rows: streams.Size().Rows, Columns: streams.Size().Columns,
-		Join: a.namespace, NoDevices: a.config.NoDevices,
+		Join: a.namespace, NoDevices: a.config.NoDevices, Filter: a.filters.get(seccomp),
 	})
 	if err != nil {
 		return nil, err
@@ -165,6 +166,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if err := a.run(ctx, c, bundle, streams, spec.PrivatePIDs(config), &undo); err != nil {
 		return nil, err
 	}
+	a.filters.put(seccomp, a.runner.Filter(c.id))
 	c.undo, made = undo.Release(), true
 	return c, nil
 }

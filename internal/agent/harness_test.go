@@ -304,7 +304,7 @@ func busyboxRoot(t *testing.T) string {
 	write("bin/busybox", string(program), 0o755)
 	write("etc/passwd", "root:x:0:0::/:/bin/sh\n", 0o644)
 	write("plain", "text", 0o644)
-	for _, name := range []string{"sh", "sleep", "cat", "echo", "id", "true", "false", "head", "md5sum", "dd", "stty", "ps", "hostname", "kill", "tail", "ls", "mount", "nproc"} {
+	for _, name := range []string{"sh", "sleep", "cat", "echo", "id", "true", "false", "head", "md5sum", "dd", "stty", "ps", "hostname", "kill", "tail", "ls", "mount", "nproc", "grep"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}

@@ -30,6 +30,7 @@ func scenarios(t *testing.T, s *subject) {
 		{"pause", testPause}, {"zombies", testZombies}, {"processes", testProcesses},
 		{"shared namespaces", testNamespaces}, {"shell", testShell}, {"refusals", testRefusals},
 		{"output as a user", testUserOutput}, {"dies at once", testDiesAtOnce},
+		{"seccomp", testSeccomp},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, s) })
 	}
@@ -494,6 +495,36 @@ func testDiesAtOnce(t *testing.T, s *subject) {
 		exec := s.start(t, id, p, process("false"))
 		if got := s.exit(t, id, exec); got != 1 {
 			t.Errorf("status is %d, want 1", got)
+		}
+	}
+}
+
+// testSeccomp runs containers with one filter, which is compiled for the first and reused for the others:
+// each of their processes has it.
+func testSeccomp(t *testing.T, s *subject) {
+	linux := map[string]any{
+		"namespaces": []any{map[string]any{"type": "pid"}, map[string]any{"type": "mount"}, map[string]any{"type": "uts"}},
+		"seccomp": map[string]any{
+			"defaultAction": "SCMP_ACT_ALLOW",
+			"syscalls":      []any{map[string]any{"names": []string{"sethostname"}, "action": "SCMP_ACT_ERRNO", "errnoRet": 7}}, // E2BIG
+		},
+	}
+	what := func() map[string]any {
+		return process("sh", "-c", "grep ^Seccomp: /proc/self/status; hostname other")
+	}
+	for n := range 3 {
+		p := s.open(t, false)
+		id := s.create(t, config(what(), map[string]any{"linux": linux}), p.stdio, true)
+		status, out, errs := s.exit(t, id, ""), p.out.all(t), p.err.all(t)
+		if status == 0 || out != "Seccomp:\t2\n" || !strings.Contains(errs, "Argument list too long") {
+			t.Errorf("container %d: status %d, output %q, %q", n, status, out, errs)
+		}
+		id = s.sleeper(t, map[string]any{"linux": linux})
+		p = s.open(t, false)
+		exec := s.start(t, id, p, what())
+		status, out, errs = s.exit(t, id, exec), p.out.all(t), p.err.all(t)
+		if status == 0 || out != "Seccomp:\t2\n" || !strings.Contains(errs, "Argument list too long") {
+			t.Errorf("exec %d: status %d, output %q, %q", n, status, out, errs)
 		}
 	}
 }

@@ -27,6 +27,8 @@ const (
 	timeout = 60 * time.Second
 	// maxLog bounds what is read of what crun has to say, in bytes.
 	maxLog = 64 << 10
+	// maxFilter bounds a seccomp filter, in bytes: BPF_MAXINSNS instructions of 8.
+	maxFilter = 4096 * 8
 	// maxOutput bounds what is read of crun's standard output, in bytes.
 	maxOutput = 4096
 )
@@ -149,6 +151,20 @@ func (r *Runner) Update(ctx context.Context, id string, resources []byte) error 
 		return fmt.Errorf("write resources: %w", err)
 	}
 	return r.quietly(ctx, c, "update", "--resources", c.file("json"), "--", id)
+}
+
+// Filter returns the seccomp filter that crun has made for a container, or nil where it made none.
+func (r *Runner) Filter(id string) []byte {
+	f, err := os.Open(filepath.Join(r.root, id, "seccomp.bpf"))
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxFilter+1))
+	if err != nil || len(text) == 0 || len(text) > maxFilter {
+		return nil
+	}
+	return text
 }
 
 // Forget removes what crun keeps of a container whose processes are gone.

@@ -3,6 +3,7 @@
 package spec
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,6 +21,8 @@ type Changes struct {
 	Rows, Columns uint16
 	// NoDevices drops linux.resources.devices, for a test on a machine where BPF programs cannot be loaded.
 	NoDevices bool
+	// Filter is what the runner compiled linux.seccomp into before, or nil.
+	Filter []byte
 	// Join returns the path of a namespace of the given type ("pid", …) to join where the configuration
 	// names one of another container: by "husk:ID" that container's, with an empty id one that the host
 	// meant by a path of its own. An empty path and no error: a new namespace.
@@ -64,7 +67,7 @@ func Rewrite(config []byte, c Changes) ([]byte, error) {
 	if top == nil {
 		return nil, fmt.Errorf("%w: not an object", ErrInvalid)
 	}
-	for _, change := range []func(object, Changes) error{setRoot, setProcess, setLinux, keepHooks} {
+	for _, change := range []func(object, Changes) error{setRoot, setProcess, setLinux, keepHooks, setAnnotations} {
 		if err := change(top, c); err != nil {
 			return nil, err
 		}
@@ -218,6 +221,60 @@ func keepHooks(top object, _ Changes) error {
 		return nil
 	}
 	return top.set("hooks", object{"startContainer": start})
+}
+
+const (
+	// runnerPrefix begins the annotations that change what the runner does. They are no user's to make.
+	runnerPrefix = "run.oci."
+	// filterAnnotation gives crun the filter, as base64, that it would make of linux.seccomp (crun(1)).
+	filterAnnotation = runnerPrefix + "seccomp_bpf_data"
+)
+
+func setAnnotations(top object, c Changes) error {
+	var annotations object
+	if err := top.get("annotations", &annotations); err != nil {
+		return err
+	}
+	for name := range annotations {
+		if strings.HasPrefix(name, runnerPrefix) {
+			delete(annotations, name)
+		}
+	}
+	if c.Filter != nil {
+		if annotations == nil {
+			annotations = object{}
+		}
+		if err := annotations.set(filterAnnotation, c.Filter); err != nil { // []byte becomes base64
+			return err
+		}
+	}
+	if annotations == nil {
+		return nil
+	}
+	return top.set("annotations", annotations)
+}
+
+// Seccomp returns linux.seccomp where the filter that it is compiled into is all there is to it, in a form
+// that is the same for the same filter; else nil.
+func Seccomp(config []byte) []byte {
+	var c struct {
+		Linux struct{ Seccomp json.RawMessage }
+	}
+	var more struct {
+		Flags        []string
+		ListenerPath string
+	}
+	if json.Unmarshal(config, &c) != nil || json.Unmarshal(c.Linux.Seccomp, &more) != nil {
+		return nil
+	}
+	if len(more.Flags) > 0 || more.ListenerPath != "" || string(c.Linux.Seccomp) == "null" {
+		return nil
+	}
+	var compact bytes.Buffer
+	if json.Compact(&compact, c.Linux.Seccomp) != nil {
+		return nil
+	}
+	return compact.Bytes()
 }
 
 // PrivatePIDs tells whether a configuration gives its container PID numbers of its own, with its init as

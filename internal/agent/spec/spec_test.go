@@ -64,6 +64,14 @@ func TestRewrite(t *testing.T) {
 			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},
 			  "linux":{"cgroupsPath":"/husk/x","namespaces":[],"resources":{"pids":{"limit":1}}}}`,
 			func(c *Changes) { c.NoDevices = true }},
+		{"annotations", `{"process":{"args":["a"]},"annotations":{"a":"b","run.oci.handler":"krun","run.oci.seccomp_bpf_data":"AAAA"}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},"linux":{"cgroupsPath":"/husk/x","namespaces":[]},
+			  "annotations":{"a":"b"}}`, nil},
+		{"filter", `{"process":{"args":["a"]},"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}}}`,
+			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},
+			  "linux":{"cgroupsPath":"/husk/x","namespaces":[],"seccomp":{"defaultAction":"SCMP_ACT_ERRNO"}},
+			  "annotations":{"run.oci.seccomp_bpf_data":"YnBm"}}`,
+			func(c *Changes) { c.Filter = []byte("bpf") }},
 		{"nulls", `{"process":{"args":["a"]},"root":null,"linux":null,"hooks":null}`,
 			`{"process":{"args":["a"],"terminal":false},"root":{"path":"/run/root"},"linux":{"cgroupsPath":"/husk/x","namespaces":[]}}`, nil},
 	} {
@@ -107,6 +115,20 @@ func TestRewriteRefuses(t *testing.T) {
 	_, err := Rewrite([]byte(`{"process":{"args":["a"]},"linux":{"namespaces":[{"type":"pid","path":"husk:other"}]}}`), changes())
 	if err == nil || !strings.Contains(err.Error(), "no container other") {
 		t.Errorf("error is %v", err)
+	}
+}
+
+func TestSeccomp(t *testing.T) {
+	for text, want := range map[string]string{
+		`{"linux":{"seccomp":{ "defaultAction" : "SCMP_ACT_ALLOW" }}}`:                    `{"defaultAction":"SCMP_ACT_ALLOW"}`,
+		`{"linux":{"seccomp":{"defaultAction":"a","flags":[]}}}`:                          `{"defaultAction":"a","flags":[]}`,
+		`{"linux":{"seccomp":{"defaultAction":"a","flags":["SECCOMP_FILTER_FLAG_LOG"]}}}`: "",
+		`{"linux":{"seccomp":{"defaultAction":"a","listenerPath":"/run/notify"}}}`:        "",
+		`{"linux":{"seccomp":null}}`:                                                      "", `{"linux":{}}`: "", `{}`: "", `x`: "", `{"linux":{"seccomp":[]}}`: "",
+	} {
+		if got := string(Seccomp([]byte(text))); got != want {
+			t.Errorf("%s: %q, want %q", text, got, want)
+		}
 	}
 }
 
