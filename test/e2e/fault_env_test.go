@@ -257,16 +257,16 @@ func (s *small) husk(config string, args ...string) *command {
 // fill leaves about free bytes on the file system.
 func (s *small) fill(free int64) {
 	s.t.Helper()
-	var st syscall.Statfs_t
-	if err := syscall.Statfs(s.seen, &st); err != nil {
-		s.t.Fatal(err)
-	}
-	size := int64(st.Bavail)*st.Bsize - free
 	f, err := os.Create(filepath.Join(s.seen, "ballast"))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	defer f.Close()
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(s.seen, &st); err != nil {
+		s.t.Fatal(err)
+	}
+	size := int64(st.Bavail)*st.Bsize - free
 	if err := syscall.Fallocate(int(f.Fd()), 0, 0, size); err != nil {
 		s.t.Fatalf("fill %d bytes: %v", size, err)
 	}

@@ -168,7 +168,7 @@ func TestFaultWhileCreating(t *testing.T) {
 	}
 	for i := range 18 {
 		verb := verbs[i%len(verbs)]
-		delay := time.Duration(random.IntN(1500)) * time.Millisecond
+		delay := time.Duration(random.IntN(2000)) * time.Millisecond
 		t.Run(fmt.Sprintf("%s after %v", verb[0], delay), func(t *testing.T) {
 			begin(t)
 			remove(t, id)

@@ -118,15 +118,17 @@ func TestFaultHostDiskFullUnderContainer(t *testing.T) {
 	}
 }
 
-// TestFaultStorageInMemory keeps what a container writes in guest memory.
+// TestFaultStorageInMemory keeps what a container writes in guest memory, or on a disk of the host.
 func TestFaultStorageInMemory(t *testing.T) {
 	begin(t)
-	id := detach(t, "weightless", "--storage-size", "0", demo, "sh", "-c", "echo kept >/file; exec sleep 1000")
-	if out := husk(t, "exec", id, "cat", "/file").ok(); out != "kept\n" {
-		t.Errorf("the file holds %q", out)
-	}
-	if files, err := filepath.Glob(filepath.Join(env.data, "containers", id, "*.img")); err != nil || len(files) > 0 {
-		t.Errorf("the container has a disk on the host: %v (%v)", files, err)
+	for size, disks := range map[string]int{"0": 0, "64m": 1} {
+		id := detach(t, "weight-"+size, "--storage-size", size, demo, "sh", "-c", "echo kept >/file; exec sleep 1000")
+		if out := husk(t, "exec", id, "cat", "/file").ok(); out != "kept\n" {
+			t.Errorf("the file holds %q", out)
+		}
+		if files, err := filepath.Glob(filepath.Join(env.data, "containers", id+"*", "*.img")); err != nil || len(files) != disks {
+			t.Errorf("--storage-size %s: the container has the disks %v (%v), want %d", size, files, err, disks)
+		}
 	}
 }
 

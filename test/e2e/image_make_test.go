@@ -223,7 +223,11 @@ func load(t *testing.T, tag string, img v1.Image) string {
 	return tag
 }
 
-// forget removes an image at the end of the test.
+// forget removes an image at the end of the test where it is still there.
 func forget(t *testing.T, name string) {
-	t.Cleanup(func() { husk(t, "rmi", "--force", name).ok() })
+	t.Cleanup(func() {
+		if r := husk(t, "rmi", "--force", name).run(); r.code != 0 && !strings.Contains(r.stderr, "no such image") {
+			t.Errorf("remove image %s: exit code %d, stderr %q", name, r.code, r.stderr)
+		}
+	})
 }

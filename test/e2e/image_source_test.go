@@ -97,7 +97,6 @@ func TestImageInUse(t *testing.T) {
 	}
 	husk(t, "run", "--rm", "--pull", "never", tag).fails(125, tag)
 	husk(t, "rmi", tag).fails(1, tag)
-	load(t, tag, plainImage(t, "used")) // for forget to find
 }
 
 // TestImageIsNotWritten runs two containers of an image after each other: what the first writes, deletes
