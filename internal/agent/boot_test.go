@@ -205,7 +205,7 @@ func testPosture(t *testing.T, s *subject) {
 	for _, c := range []struct{ command, want string }{
 		{"cat /proc/sys/kernel/modules_disabled", "1\n"},
 		{"cat /proc/self/cgroup", "0::/husk-agent\n"},
-		{"cat /proc/1/comm", "init\n"},
+		{"kill -TERM 1; kill -INT 1; kill -HUP 1; cat /proc/1/comm", "init\n"},
 		{"hostname", "tested\n"},
 		{"cat /sys/class/net/lo/operstate", "unknown\n"},                  // what loopback is when it is up
 		{"grep -c ' / overlay\\| /run/husk/m' /proc/mounts; true", "0\n"}, // no container's mount is left

@@ -298,8 +298,10 @@ func (a *Agent) remove(ctx context.Context, c *container) error {
 		if err := a.killInit(ctx, c); err != nil {
 			return err
 		}
-	case running, paused, creating:
+	case running, paused:
 		return wrongState("delete", c.id, now)
+	case creating: // and op is free: the creation has failed
+		return fail(codes.NotFound, "no container %q", c.id)
 	}
 	if c.undo == nil {
 		return fail(codes.NotFound, "no container %q", c.id) // deleted by another call

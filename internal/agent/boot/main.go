@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/signal"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -45,6 +46,9 @@ func Main(version string) {
 		fmt.Fprintln(os.Stderr, "husk-agent: not PID 1: this program is the init of a husk guest")
 		end()
 	}
+	// Go ends a program on these, also one that is PID 1 and that the kernel would spare. Ignored they would
+	// be ignored in shells too; so they are taken, and nobody looks at them.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 	if err := Guest(); err != nil {
 		fmt.Fprintf(os.Stderr, "husk-agent: fatal: %v\n", err)
 		end()
