@@ -307,7 +307,9 @@ type CreateContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The OCI configuration (config.json), at most 4 MiB with the rest of the message. Sources of bind
-	// mounts are paths of the guest already. root.path is ignored: rootfs says where the root is.
+	// mounts are paths of the guest already. root.path is ignored: rootfs says where the root is. A pid, ipc,
+	// uts or user namespace with the path "husk:ID" is that of the guest's container ID; any other path stands
+	// for that of the first container, if one lives. Network is the guest's own, whatever the path.
 	Spec   []byte  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Rootfs *Rootfs `protobuf:"bytes,3,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
 	// Tags of virtio-fs shares to mount at ShareDir/<tag> where they are not mounted yet.

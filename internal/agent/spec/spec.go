@@ -3,7 +3,6 @@
 package spec
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -257,41 +256,48 @@ func setAnnotations(top object, c Changes) error {
 // Seccomp returns linux.seccomp where the filter that it is compiled into is all there is to it, in a form
 // that is the same for the same filter; else nil.
 func Seccomp(config []byte) []byte {
-	var c struct {
-		Linux struct{ Seccomp json.RawMessage }
-	}
-	var more struct {
-		Flags        []string
-		ListenerPath string
-	}
-	if json.Unmarshal(config, &c) != nil || json.Unmarshal(c.Linux.Seccomp, &more) != nil {
+	var filter object
+	if err := linuxMember(config, "seccomp", &filter); err != nil || filter == nil {
 		return nil
 	}
-	if len(more.Flags) > 0 || more.ListenerPath != "" || string(c.Linux.Seccomp) == "null" {
+	var flags []string
+	var listener string
+	err := errors.Join(filter.get("flags", &flags), filter.get("listenerPath", &listener))
+	if err != nil || len(flags) > 0 || listener != "" {
 		return nil
 	}
-	var compact bytes.Buffer
-	if json.Compact(&compact, c.Linux.Seccomp) != nil {
+	text, err := json.Marshal(filter) // sorts and compacts
+	if err != nil {
 		return nil
 	}
-	return compact.Bytes()
+	return text
 }
 
 // PrivatePIDs tells whether a configuration gives its container PID numbers of its own, with its init as
 // the first, so that the kernel ends every process of the container with it.
 func PrivatePIDs(config []byte) bool {
-	var c struct {
-		Linux struct {
-			Namespaces []struct{ Type, Path string }
-		}
-	}
-	if json.Unmarshal(config, &c) != nil {
+	var namespaces []object
+	if linuxMember(config, "namespaces", &namespaces) != nil {
 		return false
 	}
-	for _, ns := range c.Linux.Namespaces {
-		if ns.Type == "pid" && ns.Path == "" {
+	for _, ns := range namespaces {
+		var kind, path string
+		if errors.Join(ns.get("type", &kind), ns.get("path", &path)) == nil && kind == "pid" && path == "" {
 			return true
 		}
 	}
 	return false
+}
+
+// linuxMember reads a member of linux. Unlike with a struct the names must match in their case, as they must
+// for the container runner.
+func linuxMember(config []byte, name string, value any) error {
+	var top, linux object
+	if err := json.Unmarshal(config, &top); err != nil {
+		return err
+	}
+	if err := top.get("linux", &linux); err != nil {
+		return err
+	}
+	return linux.get(name, value)
 }
