@@ -45,6 +45,7 @@ func faults(kind string) []fault {
 		{"monitor", func(t *testing.T, id string) { kill9(t, helper(t, id, "vmm")) }, []string{"QEMU", "killed"}},
 		{"kernel panic", func(t *testing.T, id string) { inGuest(t, id, "echo c >/proc/sysrq-trigger") },
 			[]string{"console", "panic"}},
+		{"agent crash", func(t *testing.T, id string) { inGuest(t, id, "kill -SEGV 1") }, []string{"console", "panic"}},
 		{"guest reboots", func(t *testing.T, id string) { inGuest(t, id, "reboot -f") }, []string{"guest"}},
 	}
 	if kind == "directory" {
@@ -136,18 +137,39 @@ func TestFaultOfHostProcess(t *testing.T) {
 	})
 }
 
-// TestFaultOfExec kills the command of an exec: the process in the container goes, the container stays.
+// TestFaultOfExec kills the command of an exec: the process in the container goes, the container stays. And
+// it takes the container from under an exec.
 func TestFaultOfExec(t *testing.T) {
 	begin(t)
 	id := detach(t, "visited", append([]string{demo}, sleeper...)...)
-	e := husk(t, "exec", id, "sh", "-c", "echo up; exec sleep 999").start()
-	e.prints("up\n")
-	e.signal(syscall.SIGKILL)
+	visit := func() *running {
+		e := husk(t, "exec", id, "sh", "-c", "echo up; exec sleep 999").start()
+		e.prints("up\n")
+		return e
+	}
+	visit().signal(syscall.SIGKILL)
 	until(t, "the process of the killed exec has ended", seenWithin, func() bool {
 		return !strings.Contains(husk(t, "exec", id, "ps").ok(), "sleep 999")
 	})
 	if s := status(t, id); s != "running" {
 		t.Errorf("the container is %s, want running", s)
+	}
+	for _, c := range []struct {
+		name string
+		end  func()
+		says string
+	}{
+		{"container killed", func() { husk(t, "kill", id, "KILL").ok() }, ""},
+		{"monitor killed", func() { kill9(t, helper(t, id, "vmm")) }, "was lost: QEMU"},
+		{"container deleted", func() { husk(t, "delete", "--force", id).ok() }, ""},
+	} {
+		e := visit()
+		c.end()
+		if r := e.wait(); r.code != 137 || !strings.Contains(r.stderr, c.says) {
+			t.Errorf("%s: the exec's exit code is %d, want 137; stderr %q, want %q in it", c.name, r.code, r.stderr, c.says)
+		}
+		husk(t, "delete", "--force", id).ok()
+		id = detach(t, "visited", append([]string{demo}, sleeper...)...)
 	}
 }
 
@@ -232,6 +254,41 @@ func TestFaultFrozenMonitor(t *testing.T) {
 				t.Errorf("after delete the container is %s", s)
 			}
 		})
+	}
+}
+
+// TestFaultDeletesAtOnce deletes a running container several times at the same moment.
+func TestFaultDeletesAtOnce(t *testing.T) {
+	begin(t)
+	id := detach(t, "unwanted", append([]string{demo}, sleeper...)...)
+	all := make([]*running, 4)
+	for i := range all {
+		all[i] = husk(t, "delete", "--force", id).start()
+	}
+	for i, c := range all {
+		if r := c.wait(); r.code != 0 {
+			t.Errorf("delete %d: exit code %d, stderr %q", i, r.code, r.stderr)
+		}
+	}
+	if s := status(t, id); s != "none" {
+		t.Errorf("the container is %s", s)
+	}
+}
+
+// TestFaultForkBomb starts processes without end, with a limit and without one: husk stays in charge.
+func TestFaultForkBomb(t *testing.T) {
+	begin(t)
+	for _, flags := range [][]string{{"--pids-limit", "40"}, nil} {
+		args := append(flags, demo, "sh", "-c", "bomb() { bomb | bomb & }; echo up; bomb 2>/dev/null; while :; do sleep 1; done")
+		id := detach(t, "bomb", args...)
+		until(t, "the bomb has started", seenWithin, func() bool { return husk(t, "logs", id).ok() != "" })
+		time.Sleep(3 * time.Second)
+		if s := status(t, id); s != "running" {
+			t.Errorf("%q: the container is %s, want running", flags, s)
+		}
+		began := time.Now()
+		husk(t, "delete", "--force", id).ok()
+		t.Logf("%q: deleted after %v", flags, time.Since(began).Round(time.Millisecond))
 	}
 }
 

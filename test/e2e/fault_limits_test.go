@@ -77,24 +77,31 @@ func TestFaultRunDiskFull(t *testing.T) {
 	}
 }
 
-// TestFaultContainerDiskFull fills a container's writable disk: the container is told and lives on.
+// TestFaultContainerDiskFull fills what a container can write to: the container is told and lives on.
 func TestFaultContainerDiskFull(t *testing.T) {
 	begin(t)
-	out := husk(t, "run", "--rm", "--storage-size", "24m", demo, "sh", "-c",
-		`dd if=/dev/zero of=/fill bs=64k; echo "dd: $?"; rm /fill; echo again >/file && cat /file`).run()
-	if out.code != 0 || !strings.Contains(out.stdout, "dd: 1\nagain\n") || !strings.Contains(out.stderr, "No space left") {
-		t.Errorf("exit code %d, stdout %q, stderr %q: want a full disk and then a file", out.code, out.stdout, out.stderr)
-	}
-	match := regexp.MustCompile(`(\d+)\+\d+ records out`).FindStringSubmatch(out.stderr)
-	if match == nil {
-		t.Fatalf("dd printed %q", out.stderr)
-	}
-	blocks, err := strconv.Atoi(match[1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got := blocks * 64 >> 10; got < 16 || got > 24 {
-		t.Errorf("--storage-size 24m took %d MiB, want 16 to 24", got)
+	for _, c := range []struct {
+		size     string
+		from, to int // MiB that fit
+	}{{"24m", 16, 24}, {"0", 64, 512}} {
+		out := husk(t, "run", "--rm", "--storage-size", c.size, demo, "sh", "-c",
+			`dd if=/dev/zero of=/fill bs=64k; echo "dd: $?"; rm /fill; echo again >/file && cat /file`).run()
+		if out.code != 0 || !strings.Contains(out.stdout, "dd: 1\nagain\n") || !strings.Contains(out.stderr, "No space left") {
+			t.Errorf("exit code %d, stdout %q, stderr %q: want a full disk and then a file", out.code, out.stdout, out.stderr)
+			continue
+		}
+		match := regexp.MustCompile(`(\d+)\+\d+ records out`).FindStringSubmatch(out.stderr)
+		if match == nil {
+			t.Errorf("dd printed %q", out.stderr)
+			continue
+		}
+		blocks, err := strconv.Atoi(match[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := blocks * 64 >> 10; got < c.from || got > c.to {
+			t.Errorf("--storage-size %s took %d MiB, want %d to %d", c.size, got, c.from, c.to)
+		}
 	}
 }
 
@@ -170,6 +177,19 @@ func TestFaultOutOfMemory(t *testing.T) {
 			t.Errorf("exit code %d, stdout %q, stderr %q: want the child killed alone", out.code, out.stdout, out.stderr)
 		}
 	})
+}
+
+// TestFaultGuestOutOfMemory takes all memory of the machine in a container without a limit: the guest's
+// kernel ends what took it, not the agent.
+func TestFaultGuestOutOfMemory(t *testing.T) {
+	begin(t)
+	id := detach(t, "glutton", demo, "sleep", "1000")
+	if r := husk(t, "exec", id, "sh", "-c", "tail /dev/zero; echo tail: $?").run(); r.code != 0 || r.stdout != "tail: 137\n" {
+		t.Errorf("exit code %d, stdout %q, stderr %q: want the child killed alone", r.code, r.stdout, r.stderr)
+	}
+	if out := husk(t, "exec", id, "echo", "alive").ok(); out != "alive\n" {
+		t.Errorf("exec printed %q", out)
+	}
 }
 
 // TestFaultManyAtOnce starts many containers at the same time.

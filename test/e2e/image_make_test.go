@@ -204,6 +204,12 @@ func pushed(t *testing.T, repository string, img v1.Image) string {
 	t.Helper()
 	server := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
+	return pushTo(t, server, repository, img)
+}
+
+// pushTo puts an image into a registry and returns its name there.
+func pushTo(t *testing.T, server *httptest.Server, repository string, img v1.Image) string {
+	t.Helper()
 	full := strings.TrimPrefix(server.URL, "http://") + "/" + repository
 	ref, err := reference.ParseReference(full)
 	if err != nil {

@@ -1,10 +1,18 @@
 package e2e
 
 import (
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
+
+	"github.com/google/go-containerregistry/pkg/registry"
 )
 
 // TestImageSources runs containers straight from every place that images come from.
@@ -55,6 +63,55 @@ func TestImagePull(t *testing.T) {
 		t.Errorf("the image printed %q", out)
 	}
 	husk(t, "pull", strings.Replace(ref, "1.0", "2.0", 1)).fails(1, "team/app:2.0")
+}
+
+// stalling is a registry whose large blobs never end.
+func stalling(t *testing.T) (ref string, stalled chan struct{}) {
+	t.Helper()
+	inner := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	stalled = make(chan struct{}, 16)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet || !strings.Contains(r.URL.Path, "/blobs/") {
+			inner.ServeHTTP(w, r)
+			return
+		}
+		answer := httptest.NewRecorder()
+		inner.ServeHTTP(answer, r)
+		half := answer.Body.Len()
+		if half > 64<<10 {
+			half /= 2
+		}
+		w.Header().Set("Content-Length", strconv.Itoa(answer.Body.Len()))
+		_, _ = w.Write(answer.Body.Bytes()[:half]) // the client may be gone
+		if half < answer.Body.Len() {
+			w.(http.Flusher).Flush()
+			stalled <- struct{}{}
+			<-r.Context().Done()
+		}
+	}))
+	t.Cleanup(server.Close)
+	return pushTo(t, server, "slow/image:1", plainImage(t, "slow")), stalled
+}
+
+// TestImagePullCut ends a pull in the middle of a layer: nothing stays of it.
+func TestImagePullCut(t *testing.T) {
+	begin(t)
+	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
+		ref, stalled := stalling(t)
+		pull := husk(t, "pull", ref).start()
+		<-stalled
+		pull.signal(sig)
+		r := pull.wait()
+		if sig == syscall.SIGINT && (r.code != 1 || !strings.Contains(r.stderr, "husk: pull "+ref)) {
+			t.Errorf("interrupted: exit code %d, stderr %q", r.code, r.stderr)
+		}
+		if list := husk(t, "images").ok(); strings.Contains(list, "slow/image") {
+			t.Errorf("%v: half an image is listed:\n%s", sig, list)
+		}
+		if left, err := filepath.Glob(filepath.Join(env.data, "images", "tmp", "*")); err != nil || len(left) > 0 {
+			t.Errorf("%v: left after the next command: %q (%v)", sig, left, err)
+		}
+	}
 }
 
 // TestImageLoad brings an archive in by stdin.
