@@ -106,14 +106,13 @@ func boot(t *testing.T, spec vmm.Spec) vmm.VM {
 // TestGuest runs every scenario in a VM, and what needs a kernel of its own.
 func TestGuest(t *testing.T) {
 	testenv.NeedVM(t)
-	began := time.Now()
 	vm := boot(t, vmm.Spec{Machine: "microvm", Disks: []vmm.Disk{
 		{Serial: "root", Path: erofs(t, busyboxRoot(t)), ReadOnly: true}, {Serial: "upper", Path: ext4(t)},
 	}})
-	t.Logf("monitor runs after %v", time.Since(began))
+	began := time.Now()
 	s := greet(t, vm)
 	h := s.Greeting()
-	t.Logf("answered after %v; kernel time %d ms, agent %d KiB resident, %d of %d MiB used, %s, %s",
+	t.Logf("answered %v after the monitor was started; kernel time %d ms, agent %d KiB resident, %d of %d MiB used, %s, %s",
 		time.Since(began), h.BootMicroseconds/1000, h.AgentRssKib, h.MemoryUsedKib>>10, h.MemoryTotalKib>>10, h.Kernel, h.Runner)
 	lower := []*agentv1.Disk{{Serial: "root", Filesystem: "erofs", Readonly: true}}
 	s.root = func() *agentv1.Rootfs { return &agentv1.Rootfs{Lower: lower} }

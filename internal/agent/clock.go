@@ -68,7 +68,8 @@ func decide(offset, before time.Duration, first bool) (change, ahead time.Durati
 	case offset <= ignoredOffset:
 		return 0, 0
 	case before > 0:
-		return -min(offset, before), 0
+		sure := min(offset, before)
+		return -sure, offset - sure
 	default:
 		return 0, offset
 	}

@@ -53,13 +53,13 @@ func TestDecide(t *testing.T) {
 		{"far behind", -time.Hour, 0, false, time.Hour, 0},
 		{"ahead once", 2 * time.Second, 0, false, 0, 2 * time.Second},
 		{"ahead twice", 2 * time.Second, 3 * time.Second, false, -2 * time.Second, 0},
-		{"late once after being ahead", 9 * time.Second, 20 * ms, false, -20 * ms, 0},
+		{"late once after being ahead", 9 * time.Second, 20 * ms, false, -20 * ms, 9*time.Second - 20*ms},
 		{"first, ahead", time.Hour, 0, true, -time.Hour, 0},
 		{"first, behind", -time.Hour, 0, true, time.Hour, 0},
 		{"first, in step", ms / 2, 0, true, 0, 0},
 	} {
 		change, ahead := decide(c.offset, c.before, c.first)
-		if change != c.change || (ahead > 0) != (c.ahead > 0) {
+		if change != c.change || ahead != c.ahead {
 			t.Errorf("%s: change %v, ahead %v, want %v, %v", c.name, change, ahead, c.change, c.ahead)
 		}
 	}
