@@ -81,6 +81,10 @@ func (a *agent) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloRes
 	return &agentv1.HelloResponse{Version: agentv1.Version}, nil
 }
 
+func (a *agent) Ping(context.Context, *agentv1.PingRequest) (*agentv1.PingResponse, error) {
+	return &agentv1.PingResponse{}, nil
+}
+
 func (a *agent) CreateContainer(context.Context, *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
 	if a.create != nil {
 		return a.create()

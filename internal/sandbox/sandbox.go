@@ -180,21 +180,22 @@ func (s *Sandbox) watch(vm vmm.VM, client *guest.Client) {
 	s.teardown(reason)
 }
 
-// ping keeps the guest's clock in step until the agent does not answer.
+// ping keeps the guest's clock in step until the agent does not answer. The first one comes at once: what
+// the greeting said of the time is as old as the boot was long.
 func ping(ctx context.Context, client *guest.Client) error {
 	ticker := time.NewTicker(pingEvery)
 	defer ticker.Stop()
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-ticker.C:
-		}
 		call, cancel := guest.Bound(ctx)
 		_, err := client.Ping(call, &agentv1.PingRequest{NowUnixNanos: time.Now().UnixNano()})
 		cancel()
 		if err != nil {
 			return fmt.Errorf("the agent does not answer: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
 		}
 	}
 }
