@@ -42,6 +42,9 @@ func (a *App) attendCommand() *cobra.Command {
 				return err
 			}
 			conn, err := control.SendStdio(dir.Path(""), token, [3]*os.File{os.Stdin, os.Stdout, os.Stderr})
+			if errors.Is(err, control.ErrGone) {
+				return &exitError{code: exitFailed} // as below: who started us tells what became of the owner
+			}
 			if err != nil {
 				return err
 			}

@@ -122,7 +122,7 @@ func (a *App) command() *cobra.Command {
 		SilenceErrors: true,
 		Version:       a.version,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
-			return a.setUp(cmd)
+			return runFailed(cmd, a.setUp())
 		},
 	}
 	root.SetOut(a.out)
@@ -158,7 +158,7 @@ func (a *App) command() *cobra.Command {
 }
 
 // setUp reads the configuration and opens the log before a verb runs.
-func (a *App) setUp(cmd *cobra.Command) (err error) {
+func (a *App) setUp() (err error) {
 	if a.logFormat != "text" && a.logFormat != "json" {
 		return fmt.Errorf("--log-format %q: must be text or json", a.logFormat)
 	}
@@ -173,7 +173,6 @@ func (a *App) setUp(cmd *cobra.Command) (err error) {
 			return fmt.Errorf("--root: %w", err)
 		}
 	}
-	_ = cmd
 	return nil
 }
 
@@ -193,8 +192,8 @@ func (a *App) load(id string) (*state.Dir, state.Container, error) {
 // complete offers container ids where a verb's first argument is one.
 func (a *App) complete(cmd *cobra.Command) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
 	takesID := strings.Contains(cmd.Use, " ID")
-	return func(c *cobra.Command, args []string, prefix string) ([]string, cobra.ShellCompDirective) {
-		if !takesID || len(args) > 0 || a.setUp(c) != nil {
+	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+		if !takesID || len(args) > 0 || a.setUp() != nil {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
 		ids, err := state.List(a.config.RunDir)

@@ -70,7 +70,7 @@ func (a *App) createCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if err := c.checkTerminal(); err != nil {
+			if err := c.checkTerminal(true); err != nil {
 				return err
 			}
 			_, err = a.detached(cmd.Context(), c)
@@ -134,11 +134,13 @@ func (c *creation) terminal() bool {
 	return c.bundle.Spec.Process != nil && c.bundle.Spec.Process.Terminal
 }
 
-// checkTerminal refuses the two ways in which a detached container and its terminal cannot fit (runc's
+// checkTerminal refuses the ways in which a container, its terminal and who takes it cannot fit (runc's
 // terminals documentation).
-func (c *creation) checkTerminal() error {
+func (c *creation) checkTerminal(detached bool) error {
 	switch {
-	case c.terminal() && c.consoleSocket == "":
+	case !detached && c.consoleSocket != "":
+		return errors.New("--console-socket: a container in the foreground has the terminal of who started it (leave it out, or add --detach)")
+	case detached && c.terminal() && c.consoleSocket == "":
 		return errors.New("process.terminal is true: pass --console-socket to take the terminal")
 	case !c.terminal() && c.consoleSocket != "":
 		return errors.New("--console-socket: process.terminal is false, there is no terminal to pass")

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -57,6 +58,9 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 			_ = l.undo.Clean() // the error that led here is the one to tell
 		}
 	}()
+	if _, err = a.driver(); err != nil { // the owner would fail at it, with nobody to tell
+		return nil, err
+	}
 	if l.dir, err = state.Create(a.config.RunDir, c.id); err != nil {
 		return nil, err
 	}
@@ -174,13 +178,14 @@ func (l *launch) create(ctx context.Context, request *controlv1.CreateRequest) (
 	return answer, nil
 }
 
-// ownerSaid is the end of the owner's log, for an owner that could not answer.
+// ownerSaid is the last line of the owner's log, for an owner that could not answer.
 func (l *launch) ownerSaid() string {
 	data, err := os.ReadFile(l.dir.Path(ownerLog))
+	data = bytes.TrimSpace(data[max(0, len(data)-500):])
 	if err != nil || len(data) == 0 {
 		return "it left no message"
 	}
-	return string(data[max(0, len(data)-500):])
+	return string(data[bytes.LastIndexByte(data, '\n')+1:])
 }
 
 // newToken names descriptors on their way to an owner.

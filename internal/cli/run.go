@@ -53,12 +53,12 @@ func (a *App) runCommand() *cobra.Command {
 			"runs an OCI bundle as 'runc run' does, and takes the container's id in place of an image.",
 		Example: "  husk run --rm -it alpine sh\n  husk run --rm -v /src:/src:ro --memory 512m golang go test ./...\n" +
 			"  husk run -d --name web nginx\n  husk run --rm --rootfs ./rootfs -- /bin/true\n  husk run --bundle . mycontainer",
-		Args: func(_ *cobra.Command, args []string) error {
+		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case o.bundle != "" && len(args) != 1:
 				return errors.New("run --bundle DIR takes one argument, the container's id")
-			case o.rootfs == "" && len(args) == 0:
-				return errors.New("run needs an image (or --rootfs DIR, or --bundle DIR and an id)")
+			case o.bundle == "" && o.rootfs == "" && len(args) == 0:
+				return runFailed(cmd, errors.New("run needs an image (or --rootfs DIR, or --bundle DIR and an id)"))
 			}
 			return nil
 		},
@@ -66,14 +66,10 @@ func (a *App) runCommand() *cobra.Command {
 			if o.bundle != "" {
 				return a.runBundle(cmd.Context(), args[0], &o)
 			}
-			err := a.runImage(cmd.Context(), args, &o)
-			var exit *exitError
-			if err != nil && !errors.As(err, &exit) {
-				return &exitError{exitRunFailed, err}
-			}
-			return err
+			return runFailed(cmd, a.runImage(cmd.Context(), args, &o))
 		},
 	}
+	cmd.SetFlagErrorFunc(runFailed)
 	o.register(cmd, "")
 	f := cmd.Flags()
 	f.SetInterspersed(false)
@@ -99,6 +95,16 @@ func (a *App) runCommand() *cobra.Command {
 	return cmd
 }
 
+// runFailed gives an error of run that has no exit code yet the one of docker run, except with a bundle:
+// that is runc's run. The errors of other verbs are left alone.
+func runFailed(cmd *cobra.Command, err error) error {
+	var exit *exitError
+	if err == nil || errors.As(err, &exit) || cmd.Name() != "run" || cmd.Flags().Changed("bundle") {
+		return err
+	}
+	return &exitError{exitRunFailed, err}
+}
+
 // runBundle is runc's run.
 func (a *App) runBundle(ctx context.Context, id string, o *runOptions) error {
 	c, err := a.fromBundle(id, o.bundleFlags)
@@ -106,10 +112,10 @@ func (a *App) runBundle(ctx context.Context, id string, o *runOptions) error {
 		return err
 	}
 	c.start = true
+	if err := c.checkTerminal(o.detach); err != nil {
+		return err
+	}
 	if o.detach {
-		if err := c.checkTerminal(); err != nil {
-			return err
-		}
 		_, err := a.detached(ctx, c)
 		return plainExit(err)
 	}
@@ -137,6 +143,9 @@ func (a *App) runImage(ctx context.Context, args []string, o *runOptions) error 
 		return err
 	}
 	defer lease.Close()
+	if err := c.checkTerminal(o.detach); err != nil {
+		return err
+	}
 	if !o.detach {
 		c.autoRemove = o.remove
 		return a.foreground(ctx, c, o)

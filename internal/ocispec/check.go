@@ -16,6 +16,7 @@ var checks = []func(*specs.Spec) error{
 	version,
 	processPresent,
 	processValid,
+	hostname,
 	mounts,
 	namespaces,
 	idMappings,
@@ -120,6 +121,16 @@ var knownRlimits = set(
 	"RLIMIT_MSGQUEUE", "RLIMIT_NICE", "RLIMIT_NOFILE", "RLIMIT_NPROC", "RLIMIT_RSS", "RLIMIT_RTPRIO",
 	"RLIMIT_RTTIME", "RLIMIT_SIGPENDING", "RLIMIT_STACK",
 )
+
+// hostname bounds names as the kernel does (__NEW_UTS_LEN in linux/utsname.h).
+func hostname(spec *specs.Spec) error {
+	for what, name := range map[string]string{"hostname": spec.Hostname, "domainname": spec.Domainname} {
+		if len(name) > 64 {
+			return fmt.Errorf("%s %.16q… is %d bytes long, at most 64", what, name, len(name))
+		}
+	}
+	return nil
+}
 
 func mounts(spec *specs.Spec) error {
 	for _, m := range spec.Mounts {
