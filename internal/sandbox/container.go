@@ -119,6 +119,9 @@ func (c *container) follow() {
 // vmGone ends every process that has not ended: its VM has.
 func (c *container) vmGone(reason string) {
 	exit := Exit{Status: killed, Time: time.Now(), Reason: reason}
+	if reason == deleted {
+		exit.Reason = "" // as if it had been killed: nobody lost anything
+	}
 	c.mu.Lock()
 	execs := make([]*process, 0, len(c.execs))
 	for _, p := range c.execs {

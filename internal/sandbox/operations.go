@@ -299,6 +299,9 @@ func (s *Sandbox) Warnings() []string {
 // Timeline returns the phases of the sandbox so far.
 func (s *Sandbox) Timeline() []Phase { return s.timing.all() }
 
+// deleted is the reason of a teardown that was asked for.
+const deleted = "deleted"
+
 // Delete removes a container that does not run, or with force any, and with the last one the VM. It
 // returns when all is freed.
 func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
@@ -314,6 +317,6 @@ func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	s.End("deleted")
+	s.End(deleted)
 	return nil
 }

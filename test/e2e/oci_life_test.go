@@ -70,6 +70,7 @@ func TestRunBundleDetached(t *testing.T) {
 	expect(t, "status", status(t, c.id), "running")
 	husk(t, "delete", "--force", c.id).ok()
 	expect(t, "exit code of the host process", c.exited(), 137)
+	expect(t, "stderr", content(t, c.err), "")
 	expect(t, "status afterwards", status(t, c.id), "none")
 	husk(t, "delete", "--force", c.id).ok() // a second time too: engines retry
 }
