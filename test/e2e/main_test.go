@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -97,6 +98,8 @@ type command struct {
 	in   string
 	dir  string
 	flag []string // global flags
+
+	within int // a process whose mount namespace the command runs in; 0: this one's
 }
 
 // result is what a command printed and how it ended.
@@ -110,7 +113,12 @@ func husk(t *testing.T, args ...string) *command { return &command{t: t, args: a
 // cmd is the command for tests that need more than run.
 func (c *command) cmd() *exec.Cmd {
 	args := append([]string{"--config", env.config}, c.flag...)
-	cmd := exec.Command(env.binary, append(args, c.args...)...)
+	args = append(args, c.args...)
+	cmd := exec.Command(env.binary, args...)
+	if c.within != 0 {
+		enter := []string{"--mount", "--target", strconv.Itoa(c.within), "--", env.binary}
+		cmd = exec.Command("nsenter", append(enter, args...)...)
+	}
 	cmd.Dir = c.dir
 	if c.in != "" {
 		cmd.Stdin = strings.NewReader(c.in)
