@@ -182,6 +182,11 @@ func TestFaultWhileCreating(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
 	const id = "unfinished"
 	verbs := [][]string{
 		append([]string{"run", "--name", id, demo}, sleeper...),
@@ -190,13 +195,15 @@ func TestFaultWhileCreating(t *testing.T) {
 	}
 	for i := range 18 {
 		verb := verbs[i%len(verbs)]
-		delay := time.Duration(random.IntN(2000)) * time.Millisecond
+		delay := time.Duration(random.IntN(1500)) * time.Millisecond
 		t.Run(fmt.Sprintf("%s after %v", verb[0], delay), func(t *testing.T) {
 			begin(t)
 			remove(t, id)
-			c := husk(t, verb...).start()
+			cmd := husk(t, verb...).cmd()
+			cmd.Stdout, cmd.Stderr = null, null // what a created container would hold open
+			c := begun(t, cmd)
 			time.Sleep(delay)
-			c.signal(syscall.SIGKILL)
+			_ = cmd.Process.Kill() // fails where it was quicker
 			<-c.done
 			if i%2 == 0 { // else delete meets what the owner is about to undo
 				time.Sleep(2 * time.Second)

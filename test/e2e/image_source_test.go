@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"crypto/rand"
 	"io"
 	"log"
 	"net/http"
@@ -11,8 +12,10 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
 // TestImageSources runs containers straight from every place that images come from.
@@ -90,7 +93,10 @@ func stalling(t *testing.T) (ref string, stalled chan struct{}) {
 		}
 	}))
 	t.Cleanup(server.Close)
-	return pushTo(t, server, "slow/image:1", plainImage(t, "slow")), stalled
+	noise := make([]byte, 1<<20)
+	_, _ = rand.Read(noise) // never fails
+	img := imageOf(t, v1.Config{}, layerOf(t, regular("noise", string(noise))))
+	return pushTo(t, server, "slow/image:1", img), stalled
 }
 
 // TestImagePullCut ends a pull in the middle of a layer: nothing stays of it.
@@ -99,7 +105,13 @@ func TestImagePullCut(t *testing.T) {
 	for _, sig := range []syscall.Signal{syscall.SIGINT, syscall.SIGKILL} {
 		ref, stalled := stalling(t)
 		pull := husk(t, "pull", ref).start()
-		<-stalled
+		select {
+		case <-stalled:
+		case <-pull.done:
+			t.Fatalf("the pull ended: %s", pull.stderr.String())
+		case <-time.After(patience):
+			t.Fatal("the pull did not ask for the layer")
+		}
 		pull.signal(sig)
 		r := pull.wait()
 		if sig == syscall.SIGINT && (r.code != 1 || !strings.Contains(r.stderr, "husk: pull "+ref)) {
