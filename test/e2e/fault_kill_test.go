@@ -286,7 +286,7 @@ func TestFaultDeletesAtOnce(t *testing.T) {
 func TestFaultForkBomb(t *testing.T) {
 	begin(t)
 	for _, flags := range [][]string{{"--pids-limit", "40"}, nil} {
-		args := append(flags, demo, "sh", "-c", "bomb() { bomb | bomb & }; echo up; bomb 2>/dev/null; while :; do sleep 1; done")
+		args := append(flags, demo, "sh", "-c", "bomb() { bomb | bomb & }; echo up; bomb 2>/dev/null & exec sleep 1000")
 		id := detach(t, "bomb", args...)
 		until(t, "the bomb has started", seenWithin, func() bool { return husk(t, "logs", id).ok() != "" })
 		time.Sleep(3 * time.Second)
