@@ -128,7 +128,14 @@ func (t *Table) directory(path string) (*Root, error) {
 	if filepath.Clean(path) != path || !strings.HasPrefix(path, t.share+"/") {
 		return nil, fmt.Errorf("root %q is not below %s: %w", path, t.share, ErrInvalid)
 	}
-	st, err := os.Stat(path)
+	// Opening mounts what the share has there in the agent's own namespace too, so that a container's
+	// end unmounts nothing.
+	dir, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("open root: %w", err)
+	}
+	defer dir.Close()
+	st, err := dir.Stat()
 	if err != nil {
 		return nil, fmt.Errorf("look at root: %w", err)
 	}
