@@ -82,8 +82,12 @@ func TestPullFromRegistry(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if fi.Size() == 0 || fi.Size()%layerAlign != 0 || fi.Mode() != 0o600 {
-			t.Errorf("%s: %d bytes, mode %v; want a multiple of 2 MiB, -rw-------", layer, fi.Size(), fi.Mode())
+		if fi.Size() == 0 || fi.Size()%layerAlign != 0 || fi.Mode() != 0o644 {
+			t.Errorf("%s: %d bytes, mode %v; want a multiple of 2 MiB, -rw-r--r--", layer, fi.Size(), fi.Mode())
+		}
+		// A monitor opens the file again through a descriptor; nobody else gets to it.
+		if dir, err := os.Stat(filepath.Dir(layer)); err != nil || dir.Mode().Perm() != 0o700 {
+			t.Errorf("%s: %v, %v; want a directory for root alone", filepath.Dir(layer), dir, err)
 		}
 		if allocated(fi) > 1<<20 {
 			t.Errorf("%s takes %d bytes of disk: its padding is not sparse", layer, allocated(fi))
