@@ -113,7 +113,8 @@ func giveBack() {
 // prepare makes what the agent needs to run.
 func (a *Agent) prepare() error {
 	for _, dir := range []string{a.config.RunDir, a.config.RunnerRoot, filepath.Join(a.config.RunDir, "x"), a.config.ShareDir} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+		// The root of a user namespace, who is nobody here, comes through to its files.
+		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return fmt.Errorf("prepare: %w", err)
 		}
 	}

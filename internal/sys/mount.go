@@ -63,7 +63,7 @@ func AttachMount(mount *os.File, dir *os.File, name string) error {
 // MountTmpfs mounts an empty file system in memory on the directory path. It holds at most inodes files
 // and next to no data: it is for mount points.
 func MountTmpfs(path string, inodes int) error {
-	options := fmt.Sprintf("mode=0700,size=64k,nr_inodes=%d", inodes)
+	options := fmt.Sprintf("mode=0711,size=64k,nr_inodes=%d", inodes)
 	if err := unix.Mount("husk", path, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, options); err != nil {
 		return fmt.Errorf("mount tmpfs on %s: %w", path, err)
 	}

@@ -210,7 +210,7 @@ func (t *Table) newDir(undo *cleanup.Stack) (string, error) {
 	t.next++
 	dir := filepath.Join(t.dir, strconv.Itoa(t.next))
 	t.mu.Unlock()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return "", fmt.Errorf("make mount point: %w", err)
 	}
 	undo.Add(func() error { return os.Remove(dir) })
