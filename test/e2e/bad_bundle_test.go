@@ -215,6 +215,16 @@ func TestBadIDs(t *testing.T) {
 	husk(t, "create", "--bundle", dir).fails(1, "arg")
 }
 
+// TestBadPidFile: a container whose pid cannot be told to who asked is taken back.
+func TestBadPidFile(t *testing.T) {
+	begin(t)
+	dir := newBundle(t, "true").write()
+	husk(t, "create", "--bundle", dir, "--pid-file", "/no/such/dir/pid", name(t)).fails(1, "pid file", "/no/such/dir")
+	expect(t, "status", status(t, name(t)), "none")
+	husk(t, "run", "--bundle", dir, "--pid-file", "/no/such/dir/pid", name(t)).fails(1, "pid file", "/no/such/dir")
+	expect(t, "status", status(t, name(t)), "none")
+}
+
 // TestBadPrograms: programs that cannot be run leave nothing behind, whoever asks for them.
 func TestBadPrograms(t *testing.T) {
 	begin(t)

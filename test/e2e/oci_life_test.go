@@ -6,6 +6,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
 
 // TestLife takes a container through the OCI's life: every verb once, in order.
@@ -176,4 +178,45 @@ func TestAcceptedFlags(t *testing.T) {
 	c := husk(t, "run", "--bundle", b.write(), "--no-pivot", "--no-new-keyring", "--preserve-fds", "0", name(t))
 	c.flag = []string{"--systemd-cgroup"}
 	expect(t, "output", c.ok(), "ran\n")
+}
+
+// TestPreserveFDs: files cannot go into a virtual machine, which is said and is no reason to fail.
+func TestPreserveFDs(t *testing.T) {
+	begin(t)
+	r := newBundle(t, "echo ran; sleep 0.2").run("--preserve-fds", "2")
+	if r.code != 0 || r.stdout != "ran\n" || !strings.Contains(r.stderr, "--preserve-fds 2") {
+		t.Errorf("run returned %+v, want a warning", r)
+	}
+}
+
+// TestRunHandsOnSignals: what `husk run` is sent in the foreground goes to the container.
+func TestRunHandsOnSignals(t *testing.T) {
+	begin(t)
+	b := newBundle(t, `trap 'echo got-hup' HUP; trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done`)
+	r := husk(t, "run", "--bundle", b.write(), name(t)).start()
+	r.prints("ready\n")
+	r.signal(syscall.SIGHUP)
+	r.prints("got-hup\n")
+	r.signal(syscall.SIGTERM)
+	expect(t, "result", r.wait(), result{stdout: "ready\ngot-hup\nbye\n", code: 3})
+	expect(t, "status afterwards", status(t, name(t)), "none")
+}
+
+// TestUserNamespace runs what `husk spec --rootless` writes: a container whose root is another user.
+func TestUserNamespace(t *testing.T) {
+	begin(t)
+	b := newBundle(t, "cat /proc/self/uid_map | tr -s ' '; id -u; echo x >/made")
+	b.ownRoot()
+	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	b.spec.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 65536}}
+	b.spec.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 65536}}
+	if err := os.Chown(b.root(""), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "result", b.run(), result{stdout: " 0 1000 65536\n0\n"})
+	info, err := os.Stat(b.root("made"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	expect(t, "owner of what it wrote", info.Sys().(*syscall.Stat_t).Uid, 1000)
 }
