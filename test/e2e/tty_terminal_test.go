@@ -22,6 +22,8 @@ import (
 type terminal struct {
 	t      *testing.T
 	master *os.File
+	slave  *os.File // of onTerminal's
+	before string   // the slave's mode before the command
 	mu     sync.Mutex
 	text   []byte // guarded by mu
 }
@@ -201,7 +203,7 @@ func TestTerminalMismatch(t *testing.T) {
 }
 
 // onTerminal starts a husk command on a terminal of its own, as a login shell would.
-func onTerminal(t *testing.T, rows, columns uint16, c *command) (*terminal, *exec.Cmd, *os.File) {
+func onTerminal(t *testing.T, rows, columns uint16, c *command) (*terminal, *exec.Cmd) {
 	t.Helper()
 	master, slave, err := sys.OpenPTY()
 	if err != nil {
@@ -210,6 +212,7 @@ func onTerminal(t *testing.T, rows, columns uint16, c *command) (*terminal, *exe
 	t.Cleanup(func() { slave.Close() })
 	term := watchTerminal(t, master)
 	term.turns(rows, columns)
+	term.slave, term.before = slave, mode(t, slave)
 	cmd := c.cmd()
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = slave, slave, slave
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
@@ -218,7 +221,7 @@ func onTerminal(t *testing.T, rows, columns uint16, c *command) (*terminal, *exe
 	}
 	timer := time.AfterFunc(patience, func() { _ = cmd.Process.Kill() })
 	t.Cleanup(func() { timer.Stop() })
-	return term, cmd, slave
+	return term, cmd
 }
 
 func ended(t *testing.T, cmd *exec.Cmd) int {
@@ -232,10 +235,9 @@ func ended(t *testing.T, cmd *exec.Cmd) int {
 func TestInteractive(t *testing.T) {
 	begin(t)
 	script := `trap 'woken=1; echo got-int' INT; ` + interactive
-	term, cmd, slave := onTerminal(t, 40, 100, husk(t, "run", "--rm", "-it", demo, "sh", "-c", script))
-	before := mode(t, slave)
+	term, cmd := onTerminal(t, 40, 100, husk(t, "run", "--rm", "-it", demo, "sh", "-c", script))
 	term.shows(`40 100\r\n/dev/(console|pts/0)\r\n`)
-	if mode(t, slave) == before {
+	if mode(t, term.slave) == term.before {
 		t.Error("the terminal is not in raw mode while the container has it")
 	}
 	term.types("hello\r")
@@ -247,7 +249,7 @@ func TestInteractive(t *testing.T) {
 	term.shows(`winch 20 60\r\n`)
 	term.types("exit\r")
 	expect(t, "exit code", ended(t, cmd), 6)
-	expect(t, "mode of the terminal afterwards", mode(t, slave), before)
+	expect(t, "mode of the terminal afterwards", mode(t, term.slave), term.before)
 }
 
 // mode is a terminal's settings, as stty prints them.
@@ -267,7 +269,7 @@ func TestExecTerminal(t *testing.T) {
 	begin(t)
 	c := newBundle(t, "exec sleep 1000").up()
 	t.Run("own", func(t *testing.T) {
-		term, cmd, _ := onTerminal(t, 30, 90, husk(t, "exec", "-it", c.id, "sh", "-c", interactive))
+		term, cmd := onTerminal(t, 30, 90, husk(t, "exec", "-it", c.id, "sh", "-c", interactive))
 		term.shows(`30 90\r\n`)
 		term.turns(31, 91)
 		term.types("x\r")
@@ -303,7 +305,7 @@ func TestExecTerminal(t *testing.T) {
 		expect(t, "exit code", reaped(t, pid), 6)
 	})
 	t.Run("shell", func(t *testing.T) {
-		term, cmd, _ := onTerminal(t, 25, 70, husk(t, "shell", c.id))
+		term, cmd := onTerminal(t, 25, 70, husk(t, "shell", c.id))
 		term.shows(`guest# `)
 		term.types("stty size; exit 2\r")
 		term.shows(`25 70\r\n`)
