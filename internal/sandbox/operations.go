@@ -25,7 +25,7 @@ func (s *Sandbox) Start(ctx context.Context, id string) error {
 		return err
 	}
 	defer s.timing.begin("container start")()
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	if _, err := s.client().StartContainer(ctx, &agentv1.ContainerRequest{Id: id}); err != nil {
 		return explain(err, "start container %q", id)
@@ -88,7 +88,7 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 		stdio.Close()
 		return 0, err
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	streams, names, err := openStreams(ctx, s.client(), stdio)
 	if err != nil {
@@ -114,7 +114,7 @@ func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, pro
 		stdio.Close()
 		return err
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	streams, names, err := openStreams(ctx, s.client(), stdio)
 	if err != nil {
@@ -177,7 +177,7 @@ func (s *Sandbox) Signal(ctx context.Context, id, exec string, signal uint32, al
 	if err != nil {
 		return err
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	_, err = s.client().Signal(ctx, &agentv1.SignalRequest{Container: id, Exec: exec, Signal: signal, All: all})
 	return explain(err, "signal container %q", id)
@@ -195,7 +195,7 @@ func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uin
 	if shell {
 		request.Container = ""
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	_, err := s.client().Resize(ctx, request)
 	return explain(err, "resize the terminal of container %q", id)
@@ -221,7 +221,7 @@ func (s *Sandbox) freeze(ctx context.Context, id, verb string, from, to state.St
 	if err := c.expect(verb, from); err != nil {
 		return err
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	request := &agentv1.ContainerRequest{Id: id}
 	if to == state.Paused {
@@ -251,7 +251,7 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxRe
 	if err != nil {
 		return fmt.Errorf("encode resources: %w", err)
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	_, err = s.client().Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data})
 	return explain(err, "update container %q", id)
@@ -262,7 +262,7 @@ func (s *Sandbox) Stats(ctx context.Context, id string) (*agentv1.StatsResponse,
 	if _, err := s.container(id); err != nil {
 		return nil, err
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	answer, err := s.client().Stats(ctx, &agentv1.ContainerRequest{Id: id})
 	return answer, explain(err, "read statistics of container %q", id)
@@ -273,7 +273,7 @@ func (s *Sandbox) Processes(ctx context.Context, id string) (*agentv1.ProcessesR
 	if _, err := s.container(id); err != nil {
 		return nil, err
 	}
-	ctx, cancel := guest.Bound(ctx)
+	ctx, cancel := bound(ctx)
 	defer cancel()
 	answer, err := s.client().Processes(ctx, &agentv1.ContainerRequest{Id: id})
 	return answer, explain(err, "list processes of container %q", id)
@@ -319,4 +319,10 @@ func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
 	}
 	s.End(deleted)
 	return nil
+}
+
+// bound gives a call of the agent its deadline and keeps it from ending with the client that asked for it:
+// what the guest has half done, and nobody here knows of, could not be undone.
+func bound(ctx context.Context) (context.Context, context.CancelFunc) {
+	return guest.Bound(context.WithoutCancel(ctx))
 }
