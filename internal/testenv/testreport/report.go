@@ -189,11 +189,21 @@ func (r *report) endPackage(t test, e event) {
 	case "fail":
 		fmt.Fprintf(r.out, "FAIL  %-50s %8s\n", t, elapsed)
 		// A panic, a timeout or TestMain ends a package with tests that never ended.
-		if !r.failedIn[t] {
+		if !r.failedIn[t] || r.unfinished(t.pkg) {
 			r.broken = append(r.broken, t.pkg)
 			r.flush(t.pkg)
 		}
 	}
+}
+
+// unfinished tells whether a test of a package that has ended was still running.
+func (r *report) unfinished(pkg string) bool {
+	for t := range r.logs {
+		if t.pkg == pkg && t.name != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // flush prints what a broken package and its unfinished tests said.
