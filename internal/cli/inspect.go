@@ -103,12 +103,7 @@ func (a *App) processes(ctx context.Context, id, format string) error {
 		for _, p := range list.Processes {
 			pids = append(pids, p.Pid)
 		}
-		data, err := json.Marshal(pids)
-		if err != nil {
-			return fmt.Errorf("encode result: %w", err)
-		}
-		_, err = fmt.Fprintf(a.out, "%s\n", data)
-		return err
+		return a.printLine(pids)
 	}
 	w := table(a.out)
 	fmt.Fprintln(w, "UID\tPID\tPPID\tSTIME\tTTY\tTIME\tCMD")

@@ -147,12 +147,7 @@ func (a *App) listCommand() *cobra.Command {
 				}
 				return nil
 			case format == "json":
-				data, err := json.Marshal(list)
-				if err != nil {
-					return fmt.Errorf("encode result: %w", err)
-				}
-				_, err = fmt.Fprintf(a.out, "%s\n", data)
-				return err
+				return a.printLine(list)
 			case format != "table":
 				return fmt.Errorf("--format %q: must be table or json", format)
 			}

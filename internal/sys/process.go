@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -94,15 +93,4 @@ func KernelRelease() string {
 		return "unknown"
 	}
 	return unix.ByteSliceToString(name.Release[:])
-}
-
-// ProcessStarted returns how long ago a process that began at start (clock ticks after boot, field 22 of
-// /proc/PID/stat) did so.
-func ProcessStarted(start uint64) time.Duration {
-	var now unix.Timespec
-	if unix.ClockGettime(unix.CLOCK_BOOTTIME, &now) != nil {
-		return 0
-	}
-	const ticks = 100 // USER_HZ is 100 on every architecture that husk knows
-	return time.Duration(now.Nano()) - time.Duration(start)*time.Second/ticks
 }

@@ -27,14 +27,6 @@ func GetWinsize(f *os.File) (Winsize, error) {
 	return Winsize{Rows: w.Row, Columns: w.Col}, nil
 }
 
-// SetWinsize sets the window size of the terminal f.
-func SetWinsize(f *os.File, size Winsize) error {
-	if err := unix.IoctlSetWinsize(int(f.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Row: size.Rows, Col: size.Columns}); err != nil {
-		return fmt.Errorf("set window size of %s: %w", f.Name(), err)
-	}
-	return nil
-}
-
 // MakeRaw puts the terminal f into raw mode: no echo, no line editing, no signal keys (cfmakeraw in
 // termios(3)). restore puts it back.
 func MakeRaw(f *os.File) (restore func() error, err error) {

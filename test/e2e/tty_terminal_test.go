@@ -92,7 +92,7 @@ func (m *terminal) types(text string) {
 // turns resizes the terminal's window, as a terminal emulator does.
 func (m *terminal) turns(rows, columns uint16) {
 	m.t.Helper()
-	if err := sys.SetWinsize(m.master, sys.Winsize{Rows: rows, Columns: columns}); err != nil {
+	if err := sys.ResizePTY(m.master, sys.Winsize{Rows: rows, Columns: columns}); err != nil {
 		m.t.Fatal(err)
 	}
 }
