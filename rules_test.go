@@ -68,8 +68,8 @@ var layers = []layer{
 	},
 	{
 		[]string{"internal/network/..."},
-		[]string{"internal/network/...", "internal/vmm", "internal/cleanup", "internal/sys/..."},
-		"network makes values that a sandbox gives to a driver",
+		[]string{"internal/network/...", "api/agent/v1", "internal/vmm", "internal/cleanup", "internal/sys/..."},
+		"network makes values that a sandbox gives to a driver, and to the guest",
 	},
 	{
 		[]string{"internal/guest"}, []string{"api/agent/v1", "internal/sys/...", "internal/cleanup"},
@@ -82,8 +82,8 @@ var layers = []layer{
 	},
 	{
 		[]string{
-			"internal/agent/cgroup", "internal/agent/mnt", "internal/agent/proc", "internal/agent/runner",
-			"internal/agent/spec", "internal/agent/stdio",
+			"internal/agent/cgroup", "internal/agent/mnt", "internal/agent/nic", "internal/agent/proc",
+			"internal/agent/runner", "internal/agent/spec", "internal/agent/stdio",
 		}, []string{"internal/agent/proc", "internal/agent/stdio", "api/agent/v1", "internal/cleanup", "internal/sys/..."},
 		"the agent's parts do not know the agent",
 	},
@@ -114,8 +114,8 @@ var layers = []layer{
 		[]string{"internal/cli"},
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/check", "internal/cleanup", "internal/config",
-			"internal/control", "internal/fdpass", "internal/hook", "internal/image", "internal/ocispec",
-			"internal/sandbox", "internal/state", "internal/storage/...", "internal/sys/...", "internal/vmm",
+			"internal/control", "internal/fdpass", "internal/hook", "internal/image", "internal/network",
+			"internal/ocispec", "internal/sandbox", "internal/state", "internal/storage/...", "internal/sys/...", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",
 	},

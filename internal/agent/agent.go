@@ -69,6 +69,8 @@ type Agent struct {
 	filters *filters
 	idle    *time.Timer // gives memory back after a time in which no process ended
 
+	network sync.Mutex // held over a change of the guest's network
+
 	mu sync.Mutex
 	// containers by id; nil while one is being made. order lists them by creation. Guarded by mu.
 	containers map[string]*container

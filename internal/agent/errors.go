@@ -13,6 +13,7 @@ import (
 
 	"husk.dev/husk/internal/agent/cgroup"
 	"husk.dev/husk/internal/agent/mnt"
+	"husk.dev/husk/internal/agent/nic"
 	"husk.dev/husk/internal/agent/runner"
 	"husk.dev/husk/internal/agent/spec"
 	"husk.dev/husk/internal/agent/stdio"
@@ -39,6 +40,8 @@ var classes = []struct {
 	{runner.ErrNotAllowed, codes.PermissionDenied},
 	{runner.ErrNoCwd, codes.InvalidArgument},
 	{spec.ErrInvalid, codes.InvalidArgument},
+	{nic.ErrInvalid, codes.InvalidArgument},
+	{nic.ErrNoCard, codes.NotFound},
 	{mnt.ErrInvalid, codes.InvalidArgument},
 	{mnt.ErrNoDevice, codes.NotFound},
 	{stdio.ErrNoStream, codes.InvalidArgument},

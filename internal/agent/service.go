@@ -10,6 +10,7 @@ import (
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/agent/cgroup"
+	"husk.dev/husk/internal/agent/nic"
 	"husk.dev/husk/internal/agent/proc"
 )
 
@@ -230,6 +231,16 @@ func (s service) Shell(ctx context.Context, r *agentv1.ShellRequest) (*agentv1.E
 		return nil, err
 	}
 	return &agentv1.ExecResponse{Pid: uint32(pid)}, nil
+}
+
+// SetNetwork sets the guest's interfaces up.
+func (s service) SetNetwork(ctx context.Context, r *agentv1.SetNetworkRequest) (*agentv1.Empty, error) {
+	if !s.agent.config.Machine {
+		return nil, fail(codes.FailedPrecondition, "the network is not this agent's to set up")
+	}
+	s.agent.network.Lock()
+	defer s.agent.network.Unlock()
+	return empty, nic.Apply(ctx, r)
 }
 
 // Sync writes what is dirty.

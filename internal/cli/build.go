@@ -193,6 +193,9 @@ func (b *builder) apply(spec *specs.Spec) error {
 		limits.Pids = &specs.LinuxPids{Limit: &o.pidsLimit}
 	}
 	spec.Linux.Resources = limits
+	if err := setNetwork(spec, o.network); err != nil {
+		return err
+	}
 	for _, v := range o.volumes {
 		m, err := parseVolume(v)
 		if err != nil {
@@ -201,6 +204,36 @@ func (b *builder) apply(spec *specs.Spec) error {
 		spec.Mounts = append(spec.Mounts, m)
 	}
 	return nil
+}
+
+// setNetwork gives the container the network that --network names.
+func setNetwork(spec *specs.Spec, network string) error {
+	path, isPath := strings.CutPrefix(network, "ns:")
+	switch {
+	case network == "none":
+		return nil
+	case network == "host":
+		return errors.New("--network host: a virtual machine cannot have the host's network (none and ns:PATH are known)")
+	case !isPath || path == "":
+		return fmt.Errorf("--network %q: must be none or ns:PATH", network)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return fmt.Errorf("--network: %w", err)
+	}
+	setNetworkPath(spec, path)
+	return nil
+}
+
+// setNetworkPath has the container join a network namespace.
+func setNetworkPath(spec *specs.Spec, path string) {
+	for i, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.NetworkNamespace {
+			spec.Linux.Namespaces[i].Path = path
+			return
+		}
+	}
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
 }
 
 // parseVolume takes HOST:CONTAINER[:OPTION,…] with the options ro and rw.

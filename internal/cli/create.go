@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -197,7 +198,7 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 	if err := c.runCreateHooks(ctx, pid); err != nil {
 		return nil, err
 	}
-	if err := c.checkHooksNetwork(pid); err != nil {
+	if err := c.takeHooksNetwork(pid); err != nil {
 		return nil, err
 	}
 	if _, err := l.create(ctx, c.request(token, pid, c.terminal())); err != nil {
@@ -243,21 +244,22 @@ func (c *creation) hooksNeedNetwork() bool {
 	return false
 }
 
-// checkHooksNetwork refuses what hooks have set up and the guest would not have.
-func (c *creation) checkHooksNetwork(pid int) error {
+// takeHooksNetwork has the container join the network namespace of its host process, where hooks have set up
+// interfaces there.
+func (c *creation) takeHooksNetwork(pid int) error {
 	if !c.hooksNeedNetwork() {
 		return nil
 	}
-	names, err := sys.Interfaces(fmt.Sprintf("/proc/%d/ns/net", pid))
+	path := fmt.Sprintf("/proc/%d/ns/net", pid)
+	names, err := sys.Interfaces(path)
 	if err != nil {
 		return err
 	}
-	for _, name := range names {
-		if name != "lo" {
-			return fmt.Errorf("a hook gave the container the network interface %s: husk cannot bring interfaces into the guest yet (use a network with loopback only, such as --network none)", name)
-		}
+	if !slices.ContainsFunc(names, func(name string) bool { return name != "lo" }) {
+		return nil
 	}
-	return nil
+	setNetworkPath(c.bundle.Spec, path)
+	return c.encode()
 }
 
 // runCreateHooks runs the hooks that belong before the container's own code, in this process' namespaces,

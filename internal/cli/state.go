@@ -22,6 +22,7 @@ import (
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/hook"
+	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
@@ -326,6 +327,11 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 		defer cancel()
 		if sys.WaitGone(wait, record.Host.PID) != nil && record.Host.Alive() {
 			_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
+		}
+	}
+	if record.NetNS != "" {
+		if err := network.Clean(record.NetNS); err != nil {
+			a.warn("%v", err)
 		}
 	}
 	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {

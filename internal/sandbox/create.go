@@ -24,6 +24,9 @@ import (
 // ConsoleLog is the guest's console in the state directory.
 const ConsoleLog = "console.log"
 
+// guestCmdline keeps a dummy interface that nobody asked for out of the guest's network.
+const guestCmdline = "dummy.numdummies=0"
+
 // CreateRequest describes a container.
 type CreateRequest struct {
 	ID     string
@@ -181,8 +184,8 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 	if err != nil {
 		return nil, ocispec.Size{}, err
 	}
-	if err := checkNetwork(plan); err != nil {
-		return nil, ocispec.Size{}, err
+	if plan.Network == ocispec.NetworkHost {
+		return nil, ocispec.Size{}, errHostNetwork
 	}
 	total, err := sys.MemoryTotal()
 	if err != nil {
@@ -200,31 +203,11 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 	return plan, size, err
 }
 
-// checkNetwork refuses what the container would look for in vain.
-func checkNetwork(plan *ocispec.Plan) error {
-	switch plan.Network {
-	case ocispec.NetworkNew:
-		return nil
-	case ocispec.NetworkHost:
-		return errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces)")
-	}
-	names, err := sys.Interfaces(plan.NetNS)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		if name != "lo" {
-			return fmt.Errorf("network namespace %s has the interface %s: husk cannot bring interfaces into the guest yet (use a namespace with loopback only, such as --network none)", plan.NetNS, name)
-		}
-	}
-	return nil
-}
-
 // bootFor lends the host's files, starts the VM and waits for its agent.
 func (s *Sandbox) bootFor(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
 	spec := vmm.Spec{
 		ID: r.ID, Machine: s.options.Config.Machine, Kernel: s.options.Guest.Kernel, Initrd: s.options.Guest.Initrd,
-		MemoryMiB: size.MemoryMiB, VCPUs: size.VCPUs, RunDir: s.options.Dir.Path(""),
+		Cmdline: guestCmdline, MemoryMiB: size.MemoryMiB, VCPUs: size.VCPUs, RunDir: s.options.Dir.Path(""),
 	}
 	if s.options.Config.Accel != "auto" {
 		spec.Accel = s.options.Config.Accel
@@ -233,6 +216,9 @@ func (s *Sandbox) bootFor(ctx context.Context, c *container, plan *ocispec.Plan,
 	spec.GID = spec.UID
 	root, err := s.lend(ctx, c, plan, r, &spec)
 	if err != nil {
+		return nil, err
+	}
+	if err := s.lendNetwork(c, plan, &spec); err != nil {
 		return nil, err
 	}
 	if err := s.openConsole(&spec); err != nil {
@@ -251,7 +237,10 @@ func (s *Sandbox) bootFor(ctx context.Context, c *container, plan *ocispec.Plan,
 	if err := c.recordVM(vm); err != nil {
 		return nil, err
 	}
-	return root, s.connect(ctx, vm)
+	if err := s.connect(ctx, vm); err != nil {
+		return nil, err
+	}
+	return root, s.setNetwork(ctx)
 }
 
 // connect waits for the guest's agent.

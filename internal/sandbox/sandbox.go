@@ -58,14 +58,15 @@ type Sandbox struct {
 	guest      *guest.Client
 	console    *logfile.Writer
 	containers map[string]*container
-	shells     map[string]*process // debug shells, which are in no container
-	undo       cleanup.Stack       // all host resources, in the order they were made
-	ending     bool                // teardown has begun
-	reason     string              // why, valid with ending
-	shared     bool                // the guest writes to files of the host
-	warnings   []string            // what a Create did otherwise than it was asked to
-	remove     bool                // nothing is to be left, see Remove
-	created    chan struct{}       // closed when the Create that was called is through; nil before
+	shells     map[string]*process        // debug shells, which are in no container
+	undo       cleanup.Stack              // all host resources, in the order they were made
+	ending     bool                       // teardown has begun
+	reason     string                     // why, valid with ending
+	shared     bool                       // the guest writes to files of the host
+	warnings   []string                   // what a Create did otherwise than it was asked to
+	remove     bool                       // nothing is to be left, see Remove
+	network    *agentv1.SetNetworkRequest // what the guest is told of its network; nil: loopback only
+	created    chan struct{}              // closed when the Create that was called is through; nil before
 	// cancelCreate makes that Create give up.
 	cancelCreate context.CancelFunc
 }

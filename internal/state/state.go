@@ -69,6 +69,9 @@ type Container struct {
 	Args  []string `json:"args,omitempty"` // of the init, for listings
 
 	Log string `json:"log,omitempty"` // file with its output
+	// NetNS is the network namespace whose interfaces the VM has; what an owner that was killed leaves there is
+	// removed with the container.
+	NetNS string `json:"netns,omitempty"`
 	// Poststart are the OCI hooks that whoever starts the container runs.
 	Poststart []specs.Hook `json:"poststart,omitempty"`
 	// Poststop are the OCI hooks that whoever deletes the container runs, even when its owner is gone.

@@ -1,7 +1,6 @@
 package sys
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,43 +10,52 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Interfaces returns the names of the network interfaces in the network namespace at path.
-func Interfaces(path string) ([]string, error) {
-	type result struct {
-		names []string
-		err   error
-	}
-	done := make(chan result)
+// InNetwork calls f on a thread of its own in the network namespace at path. What f opens there stays there.
+func InNetwork(path string, f func() error) error {
+	done := make(chan error)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine, in the other namespace
-		names, err := interfacesIn(path)
-		done <- result{names, err}
+		done <- enterNetwork(path, f)
 	}()
-	r := <-done
-	if r.err != nil {
-		return nil, fmt.Errorf("look into network namespace %s: %w", path, r.err)
-	}
-	return r.names, nil
+	return <-done
 }
 
-func interfacesIn(path string) ([]string, error) {
-	f, err := os.Open(path)
+func enterNetwork(path string, f func() error) error {
+	ns, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // what is a pipe must not hold us up
 	if err != nil {
-		return nil, errors.Unwrap(err)
+		return fmt.Errorf("enter network namespace: %w", err)
 	}
-	defer f.Close()
-	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, err
+	defer ns.Close()
+	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace %s: %w", path, err)
 	}
-	interfaces, err := net.Interfaces()
+	return f()
+}
+
+// SameNetwork tells whether two files are the same network namespace.
+func SameNetwork(a, b string) (bool, error) {
+	one, err := os.Stat(a)
 	if err != nil {
-		return nil, err
+		return false, fmt.Errorf("look at network namespace: %w", err)
 	}
+	other, err := os.Stat(b)
+	if err != nil {
+		return false, fmt.Errorf("look at network namespace: %w", err)
+	}
+	return os.SameFile(one, other), nil
+}
+
+// Interfaces returns the names of the network interfaces in the network namespace at path.
+func Interfaces(path string) ([]string, error) {
 	var names []string
-	for _, i := range interfaces {
-		names = append(names, i.Name)
-	}
-	return names, nil
+	err := InNetwork(path, func() error {
+		interfaces, err := net.Interfaces()
+		for _, i := range interfaces {
+			names = append(names, i.Name)
+		}
+		return err
+	})
+	return names, err
 }
 
 // monitorIDs is the first of the 2^22 user and group ids that monitors run as, one a VM, so that none can

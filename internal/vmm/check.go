@@ -36,7 +36,7 @@ func (s Spec) Check() error {
 }
 
 var specChecks = []func(Spec) error{
-	checkID, checkAccel, checkKernel, checkCmdline, checkSize, checkDisks, checkShares, checkRunDir,
+	checkID, checkAccel, checkKernel, checkCmdline, checkSize, checkDisks, checkShares, checkNICs, checkRunDir,
 }
 
 func checkID(s Spec) error {
@@ -119,6 +119,35 @@ func checkShares(s Spec) error {
 		if len(share.Socket) > maxSocketPath {
 			return fmt.Errorf("share %s: socket path of %d bytes: at most %d", share.Tag, len(share.Socket), maxSocketPath)
 		}
+	}
+	return nil
+}
+
+// Bounds of a NIC.
+const (
+	MinMTU = 68 // what IPv4 needs (RFC 791)
+	MaxMTU = 65535
+	// MaxQueues is what QEMU and the kernel's taps both take.
+	MaxQueues = 256
+)
+
+func checkNICs(s Spec) error {
+	seen := map[string]bool{}
+	for i, nic := range s.NICs {
+		mac := nic.MAC
+		switch {
+		case len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00":
+			return fmt.Errorf("network card %d (%s): MAC address %q: must be that of one card", i, nic.Name, mac)
+		case seen[mac.String()]:
+			return fmt.Errorf("network card %d (%s): MAC address %s is taken by another card", i, nic.Name, mac)
+		case nic.MTU < MinMTU || nic.MTU > MaxMTU:
+			return fmt.Errorf("network card %d (%s): MTU %d: must be from %d to %d", i, nic.Name, nic.MTU, MinMTU, MaxMTU)
+		case len(nic.Taps) < 1 || len(nic.Taps) > MaxQueues:
+			return fmt.Errorf("network card %d (%s): %d queues: must be from 1 to %d", i, nic.Name, len(nic.Taps), MaxQueues)
+		case len(nic.Vhosts) != 0 && len(nic.Vhosts) != len(nic.Taps):
+			return fmt.Errorf("network card %d (%s): %d vhost files for %d queues: must be as many, or none", i, nic.Name, len(nic.Vhosts), len(nic.Taps))
+		}
+		seen[mac.String()] = true
 	}
 	return nil
 }

@@ -2,6 +2,8 @@ package vmm
 
 import (
 	"errors"
+	"net"
+	"os"
 	"strings"
 	"testing"
 )
@@ -12,6 +14,10 @@ func valid() Spec {
 		MemoryMiB: 128, VCPUs: 1, RunDir: "/run/x",
 		Disks:  []Disk{{Serial: "root-0", Path: "/d,isk"}, {Serial: "data", Path: "/e"}},
 		Shares: []Share{{Tag: "share", Socket: "/s"}},
+		NICs: []NIC{
+			{Name: "eth0", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 1500, Taps: make([]*os.File, 2), Vhosts: make([]*os.File, 2)},
+			{Name: "eth1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, MTU: MinMTU, Taps: make([]*os.File, 1)},
+		},
 	}
 }
 
@@ -47,6 +53,15 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		{"tag", func(s *Spec) { s.Shares[0].Tag = "a/b" }, `tag "a/b"`},
 		{"same tag", func(s *Spec) { s.Shares = append(s.Shares, s.Shares[0]) }, "taken"},
 		{"long socket", func(s *Spec) { s.Shares[0].Socket = "/" + strings.Repeat("a", 107) }, "108 bytes"},
+		{"no MAC address", func(s *Spec) { s.NICs[0].MAC = nil }, "(eth0): MAC"},
+		{"zero MAC address", func(s *Spec) { s.NICs[0].MAC = make(net.HardwareAddr, 6) }, "(eth0): MAC"},
+		{"a group's MAC address", func(s *Spec) { s.NICs[0].MAC = net.HardwareAddr{3, 0, 0, 0, 0, 1} }, "03:00"},
+		{"same MAC address", func(s *Spec) { s.NICs[1].MAC = s.NICs[0].MAC }, "taken"},
+		{"small MTU", func(s *Spec) { s.NICs[1].MTU-- }, "MTU 67"},
+		{"large MTU", func(s *Spec) { s.NICs[1].MTU = MaxMTU + 1 }, "MTU 65536"},
+		{"no queue", func(s *Spec) { s.NICs[1].Taps = nil }, "0 queues"},
+		{"many queues", func(s *Spec) { s.NICs[1].Taps = make([]*os.File, MaxQueues+1) }, "257 queues"},
+		{"few vhost files", func(s *Spec) { s.NICs[0].Vhosts = s.NICs[0].Vhosts[:1] }, "1 vhost files for 2"},
 		{"relative run dir", func(s *Spec) { s.RunDir = "run" }, "run directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

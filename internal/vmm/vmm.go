@@ -15,8 +15,8 @@ type Driver interface {
 	// Info tells what the driver can do on this machine, before any VM exists. It starts no VM.
 	Info() Info
 	// Start starts a VM and returns once the monitor runs it; the guest may still be booting. ctx
-	// bounds the start, not the VM. Start takes ownership of Spec.Console whatever it returns. On an
-	// error nothing of the VM is left.
+	// bounds the start, not the VM. Start takes ownership of Spec.Console and of the files of Spec.NICs
+	// whatever it returns. On an error nothing of the VM is left.
 	Start(ctx context.Context, s Spec) (VM, error)
 }
 
@@ -72,6 +72,8 @@ type Spec struct {
 
 	Disks  []Disk
 	Shares []Share
+	// NICs are network cards; the guest finds each by its MAC address.
+	NICs []NIC
 
 	// Console takes what the guest prints on its console; nil throws it away.
 	Console *os.File
@@ -95,6 +97,29 @@ type Disk struct {
 type Share struct {
 	Tag    string // what the guest mounts: at most 36 of [a-zA-Z0-9-]
 	Socket string // unix socket of the vhost-user-fs server, which must listen already
+}
+
+// NIC is a network card whose other end is a tap on the host. Start takes ownership of its files, whatever it
+// returns; a driver keeps none of them open in its own process, so that the tap goes with the monitor.
+type NIC struct {
+	Name string           // for messages
+	MAC  net.HardwareAddr // 6 bytes, of no group and not zero; no two cards of a VM share one
+	MTU  int              // most bytes of a packet, Ethernet's header not counted: 68 to 65535
+	// Taps are the tap's queues, all open and attached, with IFF_VNET_HDR and IFF_NO_PI: packets begin with
+	// a struct virtio_net_hdr. More than one needs IFF_MULTI_QUEUE.
+	Taps []*os.File
+	// Vhosts are open files of /dev/vhost-net, one for each of Taps, or none: then the monitor itself moves
+	// the packets.
+	Vhosts []*os.File
+}
+
+// CloseNICs closes the files of cards that no VM is started with.
+func CloseNICs(nics []NIC) {
+	for _, nic := range nics {
+		for _, f := range append(nic.Taps[:len(nic.Taps):len(nic.Taps)], nic.Vhosts...) {
+			f.Close()
+		}
+	}
 }
 
 // Pauser stops and continues the virtual processors of a VM.

@@ -303,6 +303,201 @@ func (x *PingResponse) GetOffsetNanoseconds() int64 {
 	return 0
 }
 
+// SetNetworkRequest is a network as the host's kernel lists it, so that nothing of it is lost on the way.
+// The four lists are bodies of rtnetlink messages (rtnetlink(7)) in the byte order of both: their fixed part
+// and attributes, with only what makes sense to set.
+type SetNetworkRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Interfaces    []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"` // at most 64
+	Addresses     [][]byte               `protobuf:"bytes,2,rep,name=addresses,proto3" json:"addresses,omitempty"`   // of RTM_NEWADDR, in their order; at most 4,096
+	Routes        [][]byte               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`         // of RTM_NEWROUTE, of all tables but "local"; at most 16,384
+	Neighbors     [][]byte               `protobuf:"bytes,4,rep,name=neighbors,proto3" json:"neighbors,omitempty"`   // of RTM_NEWNEIGH, permanent ones and proxies; at most 16,384
+	Rules         [][]byte               `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`           // of RTM_NEWRULE, without the three that are always there; at most 4,096
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetNetworkRequest) Reset() {
+	*x = SetNetworkRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetNetworkRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetNetworkRequest) ProtoMessage() {}
+
+func (x *SetNetworkRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetNetworkRequest.ProtoReflect.Descriptor instead.
+func (*SetNetworkRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *SetNetworkRequest) GetInterfaces() []*Interface {
+	if x != nil {
+		return x.Interfaces
+	}
+	return nil
+}
+
+func (x *SetNetworkRequest) GetAddresses() [][]byte {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *SetNetworkRequest) GetRoutes() [][]byte {
+	if x != nil {
+		return x.Routes
+	}
+	return nil
+}
+
+func (x *SetNetworkRequest) GetNeighbors() [][]byte {
+	if x != nil {
+		return x.Neighbors
+	}
+	return nil
+}
+
+func (x *SetNetworkRequest) GetRules() [][]byte {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+type Interface struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`  // by which the messages name it: the host's number of it
+	Name          string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`     // as the container sees it, at most 15 bytes
+	Device        []byte                 `protobuf:"bytes,3,opt,name=device,proto3" json:"device,omitempty"` // the MAC address that the card was plugged with; empty: the loopback interface
+	Mac           []byte                 `protobuf:"bytes,4,opt,name=mac,proto3" json:"mac,omitempty"`       // the one that it is to have
+	Mtu           uint32                 `protobuf:"varint,5,opt,name=mtu,proto3" json:"mtu,omitempty"`      // bytes
+	Queue         uint32                 `protobuf:"varint,6,opt,name=queue,proto3" json:"queue,omitempty"`  // packets that may wait to be sent
+	Up            bool                   `protobuf:"varint,7,opt,name=up,proto3" json:"up,omitempty"`
+	NoArp         bool                   `protobuf:"varint,8,opt,name=no_arp,json=noArp,proto3" json:"no_arp,omitempty"`
+	Ipv6Off       bool                   `protobuf:"varint,9,opt,name=ipv6_off,json=ipv6Off,proto3" json:"ipv6_off,omitempty"`                // the sysctl disable_ipv6
+	NoLinkLocal   bool                   `protobuf:"varint,10,opt,name=no_link_local,json=noLinkLocal,proto3" json:"no_link_local,omitempty"` // it makes itself no IPv6 link-local address
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Interface) Reset() {
+	*x = Interface{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Interface) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Interface) ProtoMessage() {}
+
+func (x *Interface) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Interface.ProtoReflect.Descriptor instead.
+func (*Interface) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Interface) GetIndex() uint32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *Interface) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Interface) GetDevice() []byte {
+	if x != nil {
+		return x.Device
+	}
+	return nil
+}
+
+func (x *Interface) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Interface) GetMtu() uint32 {
+	if x != nil {
+		return x.Mtu
+	}
+	return 0
+}
+
+func (x *Interface) GetQueue() uint32 {
+	if x != nil {
+		return x.Queue
+	}
+	return 0
+}
+
+func (x *Interface) GetUp() bool {
+	if x != nil {
+		return x.Up
+	}
+	return false
+}
+
+func (x *Interface) GetNoArp() bool {
+	if x != nil {
+		return x.NoArp
+	}
+	return false
+}
+
+func (x *Interface) GetIpv6Off() bool {
+	if x != nil {
+		return x.Ipv6Off
+	}
+	return false
+}
+
+func (x *Interface) GetNoLinkLocal() bool {
+	if x != nil {
+		return x.NoLinkLocal
+	}
+	return false
+}
+
 type CreateContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -322,7 +517,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -334,7 +529,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -347,7 +542,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -401,7 +596,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -413,7 +608,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -426,7 +621,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -451,7 +646,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -463,7 +658,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -476,7 +671,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -514,7 +709,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -526,7 +721,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -539,7 +734,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Disk) GetSerial() string {
@@ -598,7 +793,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -610,7 +805,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -623,7 +818,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -677,7 +872,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -689,7 +884,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -702,7 +897,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -724,7 +919,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -736,7 +931,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -749,7 +944,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -789,7 +984,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +996,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1009,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -837,7 +1032,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -849,7 +1044,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -862,7 +1057,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -905,7 +1100,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -917,7 +1112,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -930,7 +1125,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -973,7 +1168,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -985,7 +1180,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -998,7 +1193,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1039,7 +1234,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1051,7 +1246,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1064,7 +1259,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1094,7 +1289,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1106,7 +1301,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1119,7 +1314,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1165,7 +1360,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1177,7 +1372,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1190,7 +1385,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1252,7 +1447,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1264,7 +1459,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1277,7 +1472,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1339,7 +1534,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1351,7 +1546,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1364,7 +1559,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1396,7 +1591,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1603,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1616,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1475,7 +1670,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1487,7 +1682,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1500,7 +1695,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1525,7 +1720,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1537,7 +1732,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1550,7 +1745,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1617,7 +1812,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1629,7 +1824,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1642,7 +1837,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Event) GetContainer() string {
@@ -1710,7 +1905,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1917,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1930,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -1760,7 +1955,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1772,7 +1967,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1785,7 +1980,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -1809,7 +2004,27 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\vPingRequest\x12$\n" +
 	"\x0enow_unix_nanos\x18\x01 \x01(\x03R\fnowUnixNanos\"=\n" +
 	"\fPingResponse\x12-\n" +
-	"\x12offset_nanoseconds\x18\x01 \x01(\x03R\x11offsetNanoseconds\"\xc5\x01\n" +
+	"\x12offset_nanoseconds\x18\x01 \x01(\x03R\x11offsetNanoseconds\"\xb7\x01\n" +
+	"\x11SetNetworkRequest\x128\n" +
+	"\n" +
+	"interfaces\x18\x01 \x03(\v2\x18.husk.agent.v1.InterfaceR\n" +
+	"interfaces\x12\x1c\n" +
+	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x16\n" +
+	"\x06routes\x18\x03 \x03(\fR\x06routes\x12\x1c\n" +
+	"\tneighbors\x18\x04 \x03(\fR\tneighbors\x12\x14\n" +
+	"\x05rules\x18\x05 \x03(\fR\x05rules\"\xed\x01\n" +
+	"\tInterface\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06device\x18\x03 \x01(\fR\x06device\x12\x10\n" +
+	"\x03mac\x18\x04 \x01(\fR\x03mac\x12\x10\n" +
+	"\x03mtu\x18\x05 \x01(\rR\x03mtu\x12\x14\n" +
+	"\x05queue\x18\x06 \x01(\rR\x05queue\x12\x0e\n" +
+	"\x02up\x18\a \x01(\bR\x02up\x12\x15\n" +
+	"\x06no_arp\x18\b \x01(\bR\x05noArp\x12\x19\n" +
+	"\bipv6_off\x18\t \x01(\bR\aipv6Off\x12\"\n" +
+	"\rno_link_local\x18\n" +
+	" \x01(\bR\vnoLinkLocal\"\xc5\x01\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -1924,7 +2139,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM2\xc4\b\n" +
+	"\x03OOM2\x8a\t\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -1940,7 +2155,9 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Stats\x12\x1f.husk.agent.v1.ContainerRequest\x1a\x1c.husk.agent.v1.StatsResponse\x12N\n" +
 	"\tProcesses\x12\x1f.husk.agent.v1.ContainerRequest\x1a .husk.agent.v1.ProcessesResponse\x126\n" +
 	"\x06Events\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Event0\x01\x12A\n" +
-	"\x05Shell\x12\x1b.husk.agent.v1.ShellRequest\x1a\x1b.husk.agent.v1.ExecResponse\x122\n" +
+	"\x05Shell\x12\x1b.husk.agent.v1.ShellRequest\x1a\x1b.husk.agent.v1.ExecResponse\x12D\n" +
+	"\n" +
+	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -1955,89 +2172,94 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
 	(*HelloResponse)(nil),           // 2: husk.agent.v1.HelloResponse
 	(*PingRequest)(nil),             // 3: husk.agent.v1.PingRequest
 	(*PingResponse)(nil),            // 4: husk.agent.v1.PingResponse
-	(*CreateContainerRequest)(nil),  // 5: husk.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 6: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 7: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 8: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 9: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 10: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 11: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 12: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 13: husk.agent.v1.ShellRequest
-	(*SignalRequest)(nil),           // 14: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 15: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 16: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 17: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 18: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 19: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 20: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 21: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 22: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 23: husk.agent.v1.Process
-	(*Event)(nil),                   // 24: husk.agent.v1.Event
-	(*Exit)(nil),                    // 25: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 26: husk.agent.v1.OOM
-	nil,                             // 27: husk.agent.v1.MemoryStats.StatEntry
+	(*SetNetworkRequest)(nil),       // 5: husk.agent.v1.SetNetworkRequest
+	(*Interface)(nil),               // 6: husk.agent.v1.Interface
+	(*CreateContainerRequest)(nil),  // 7: husk.agent.v1.CreateContainerRequest
+	(*CreateContainerResponse)(nil), // 8: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 9: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 10: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 11: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 12: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 13: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 14: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 15: husk.agent.v1.ShellRequest
+	(*SignalRequest)(nil),           // 16: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 17: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 18: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 19: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 20: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 21: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 22: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 23: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 24: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 25: husk.agent.v1.Process
+	(*Event)(nil),                   // 26: husk.agent.v1.Event
+	(*Exit)(nil),                    // 27: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 28: husk.agent.v1.OOM
+	nil,                             // 29: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	7,  // 0: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	9,  // 1: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	8,  // 2: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	8,  // 3: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	9,  // 4: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	9,  // 5: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	18, // 6: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	19, // 7: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	20, // 8: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	21, // 9: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	27, // 10: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	23, // 11: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	25, // 12: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	26, // 13: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 14: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 15: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	5,  // 16: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	10, // 17: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	10, // 18: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	11, // 19: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	14, // 20: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	15, // 21: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	10, // 22: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	10, // 23: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	16, // 24: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	10, // 25: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	10, // 26: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 27: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	13, // 28: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	0,  // 29: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 30: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 31: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	6,  // 32: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 33: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 34: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	12, // 35: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 36: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 37: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 38: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 39: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 40: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	17, // 41: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	22, // 42: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	24, // 43: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	12, // 44: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 45: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	30, // [30:46] is the sub-list for method output_type
-	14, // [14:30] is the sub-list for method input_type
-	14, // [14:14] is the sub-list for extension type_name
-	14, // [14:14] is the sub-list for extension extendee
-	0,  // [0:14] is the sub-list for field type_name
+	6,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
+	9,  // 1: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	11, // 2: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	10, // 3: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	10, // 4: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	11, // 5: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	11, // 6: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	20, // 7: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	21, // 8: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	22, // 9: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	23, // 10: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	29, // 11: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	25, // 12: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	27, // 13: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	28, // 14: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	1,  // 15: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 16: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	7,  // 17: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	12, // 18: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	12, // 19: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	13, // 20: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	16, // 21: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	17, // 22: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	12, // 23: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	12, // 24: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	18, // 25: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	12, // 26: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	12, // 27: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 28: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	15, // 29: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	5,  // 30: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	0,  // 31: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 32: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 33: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	8,  // 34: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 35: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 36: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	14, // 37: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 38: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 39: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 40: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 41: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 42: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	19, // 43: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	24, // 44: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	26, // 45: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	14, // 46: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 47: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 48: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	32, // [32:49] is the sub-list for method output_type
+	15, // [15:32] is the sub-list for method input_type
+	15, // [15:15] is the sub-list for extension type_name
+	15, // [15:15] is the sub-list for extension extendee
+	0,  // [0:15] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2045,8 +2267,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[8].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[24].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[10].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[26].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2056,7 +2278,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   30,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ type AgentService interface {
 	Processes(context.Context, *ContainerRequest) (*ProcessesResponse, error)
 	Events(context.Context, *Empty, Agent_EventsServer) error
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
+	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
 
@@ -140,6 +141,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.Shell(ctx, &req)
 			},
+			"SetNetwork": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req SetNetworkRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.SetNetwork(ctx, &req)
+			},
 			"Sync": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
 				if err := unmarshal(&req); err != nil {
@@ -180,6 +188,7 @@ type AgentClient interface {
 	Processes(context.Context, *ContainerRequest) (*ProcessesResponse, error)
 	Events(context.Context, *Empty) (Agent_EventsClient, error)
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
+	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
 
@@ -329,6 +338,14 @@ func (x *agentEventsClient) Recv() (*Event, error) {
 func (c *agentClient) Shell(ctx context.Context, req *ShellRequest) (*ExecResponse, error) {
 	var resp ExecResponse
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "Shell", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) SetNetwork(ctx context.Context, req *SetNetworkRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "SetNetwork", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -28,6 +28,7 @@ type facts struct {
 	cid     uint32     // of the vsock
 	disks   []diskFact // one for each of Spec.Disks
 	shares  []int      // sockets, one for each of Spec.Shares
+	nics    []nicFact  // one for each of Spec.NICs
 }
 
 type diskFact struct {
@@ -54,6 +55,9 @@ func argv(s vmm.Spec, f facts) []string {
 	}
 	for i, share := range s.Shares {
 		b.share(i, share)
+	}
+	for i, nic := range s.NICs {
+		b.nic(i, nic)
 	}
 	return b.args
 }

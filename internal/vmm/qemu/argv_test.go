@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"flag"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -35,6 +36,10 @@ func TestArgv(t *testing.T) {
 		{Serial: "layer-1", Path: "/d/b", ReadOnly: true},
 		{Serial: "upper", Path: "/d/c,d"},
 		{Serial: "data", Path: "/d/e", Pmem: true},
+	}
+	nics := []vmm.NIC{
+		{Name: "eth0", MAC: net.HardwareAddr{0x16, 0x93, 0x59, 0x9c, 0x7b, 0x0d}, MTU: 1500},
+		{Name: "net1", MAC: net.HardwareAddr{0x06, 'h', 'u', 's', 'k', 2}, MTU: 9000},
 	}
 	diskFacts := []diskFact{{fd: 7, size: 64 << 20}, {fd: 8, size: 4096}, {fd: 9, size: 1 << 30}, {fd: 10, size: 2 << 20}}
 	for _, c := range []struct {
@@ -87,6 +92,16 @@ func TestArgv(t *testing.T) {
 		{"microvm-shares", func() (vmm.Spec, facts) {
 			s, f := spec(microvm), tcg()
 			s.Shares, f.shares = []vmm.Share{{Tag: "rootfs", Socket: "/r"}}, []int{7}
+			return s, f
+		}},
+		{"q35-nics", func() (vmm.Spec, facts) {
+			s, f := spec(q35), tcg()
+			s.NICs, f.nics = nics, []nicFact{{taps: []int{7}}, {taps: []int{8, 9}, vhosts: []int{10, 11}}}
+			return s, f
+		}},
+		{"microvm-nics", func() (vmm.Spec, facts) {
+			s, f := spec(microvm), tcg()
+			s.NICs, f.nics = nics, []nicFact{{taps: []int{7}, vhosts: []int{8}}, {taps: []int{9, 10}}}
 			return s, f
 		}},
 		{"arm64-microvm", func() (vmm.Spec, facts) {

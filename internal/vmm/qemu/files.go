@@ -71,6 +71,9 @@ func (r *resources) open(ctx context.Context, s vmm.Spec, f *facts) error {
 		}
 		f.shares = append(f.shares, fd)
 	}
+	for _, nic := range s.NICs {
+		f.nics = append(f.nics, r.nic(nic))
+	}
 	if r.qmp, f.qmp, err = r.socket("qmp"); err != nil {
 		return err
 	}

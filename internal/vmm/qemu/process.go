@@ -83,6 +83,7 @@ func (d *Driver) Start(ctx context.Context, s vmm.Spec) (vmm.VM, error) {
 	if s.Console != nil {
 		defer s.Console.Close()
 	}
+	defer vmm.CloseNICs(s.NICs) // QEMU has its own by then
 	vm, err := d.start(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("start VM %q: %w", s.ID, err)

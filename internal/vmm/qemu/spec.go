@@ -54,13 +54,13 @@ func checkSlots(s vmm.Spec) error {
 	if s.Machine == q35 {
 		slots, needs = q35Slots, ""
 	}
-	if used := ownSlots + len(s.Disks) + len(s.Shares); used > slots {
+	if used := ownSlots + len(s.Disks) + len(s.Shares) + len(s.NICs); used > slots {
 		if used > q35Slots {
 			needs = ""
 		}
 		return &vmm.UnsupportedError{
 			Driver: name, Needs: needs,
-			What: fmt.Sprintf("more than %d disks and shares on machine %s", slots-ownSlots, s.Machine),
+			What: fmt.Sprintf("more than %d disks, shares and network cards on machine %s", slots-ownSlots, s.Machine),
 		}
 	}
 	return nil

@@ -34,6 +34,7 @@ func (f *Fake) Start(ctx context.Context, s vmm.Spec) (vmm.VM, error) {
 	if s.Console != nil {
 		defer s.Console.Close()
 	}
+	defer vmm.CloseNICs(s.NICs)
 	vm, err := f.start(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("start VM %q: %w", s.ID, err)

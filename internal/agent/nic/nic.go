@@ -1,0 +1,247 @@
+// Package nic makes the guest's network what the host says: its cards become the interfaces that the
+// container is to see, with their names, addresses, routes and neighbours.
+package nic
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/sys/rtnl"
+)
+
+// Bounds of a request.
+const (
+	maxInterfaces = 64
+	maxAddresses  = 4096
+	maxRoutes     = 16384
+	maxMessage    = 4096 // bytes of one address, route, neighbour or rule
+	maxName       = 15   // IFNAMSIZ less the final zero
+)
+
+// cardWait bounds the wait for a card that was just plugged in.
+const cardWait = 5 * time.Second
+
+// Errors that callers tell apart.
+var (
+	ErrInvalid = errors.New("invalid network")
+	ErrNoCard  = errors.New("no network card")
+)
+
+// Apply makes the interfaces that the request names what it says, and leaves others alone. It may be called
+// again. The loopback interface only gains.
+func Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error {
+	if err := check(r); err != nil {
+		return fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	conn, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	s := &setter{conn: conn, cards: map[uint32]rtnl.Link{}}
+	if err := s.find(ctx, r.GetInterfaces()); err != nil {
+		return err
+	}
+	if err := s.rename(r.GetInterfaces()); err != nil {
+		return err
+	}
+	for _, i := range r.GetInterfaces() {
+		if err := s.prepare(i); err != nil {
+			return fmt.Errorf("set up interface %s: %w", i.GetName(), err)
+		}
+	}
+	if err := s.addresses(r.GetAddresses()); err != nil {
+		return err
+	}
+	for _, i := range r.GetInterfaces() {
+		if err := s.finish(i); err != nil {
+			return fmt.Errorf("set up interface %s: %w", i.GetName(), err)
+		}
+	}
+	if err := s.routes(r.GetRoutes()); err != nil {
+		return err
+	}
+	if err := s.neighbors(r.GetNeighbors()); err != nil {
+		return err
+	}
+	return s.rules(r.GetRules())
+}
+
+func check(r *agentv1.SetNetworkRequest) error {
+	names, indices := map[string]bool{}, map[uint32]bool{}
+	for _, i := range r.GetInterfaces() {
+		name := i.GetName()
+		switch {
+		case name == "" || len(name) > maxName || name == "." || name == ".." || strings.ContainsAny(name, "/: \t\n\v\f\r\x00%"):
+			return fmt.Errorf("interface name %q", name)
+		case names[name] || indices[i.GetIndex()] || i.GetIndex() == 0 || i.GetIndex() > 1<<31-1:
+			return fmt.Errorf("interface %s (%d): another has its name or number", name, i.GetIndex())
+		case len(i.GetDevice()) != 0 && (len(i.GetDevice()) != 6 || len(i.GetMac()) != 6):
+			return fmt.Errorf("interface %s: MAC address", name)
+		case i.GetMtu() > 65535 && len(i.GetDevice()) != 0:
+			return fmt.Errorf("interface %s: MTU %d", name, i.GetMtu())
+		}
+		names[name], indices[i.GetIndex()] = true, true
+	}
+	for _, list := range []struct {
+		what string
+		is   [][]byte
+		most int
+	}{
+		{"interfaces", make([][]byte, len(r.GetInterfaces())), maxInterfaces}, {"addresses", r.GetAddresses(), maxAddresses},
+		{"routes", r.GetRoutes(), maxRoutes}, {"neighbors", r.GetNeighbors(), maxRoutes}, {"rules", r.GetRules(), maxAddresses},
+	} {
+		if len(list.is) > list.most {
+			return fmt.Errorf("%d %s: at most %d", len(list.is), list.what, list.most)
+		}
+		for _, m := range list.is {
+			if len(m) > maxMessage {
+				return fmt.Errorf("%s: an entry of %d bytes", list.what, len(m))
+			}
+		}
+	}
+	return nil
+}
+
+// setter sets up one request's interfaces.
+type setter struct {
+	conn  *rtnl.Conn
+	cards map[uint32]rtnl.Link // this guest's, by the host's number
+}
+
+// find waits until all cards are there.
+func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
+	ctx, cancel := context.WithTimeout(ctx, cardWait)
+	defer cancel()
+	for wait := time.Millisecond; ; wait *= 2 {
+		links, err := s.conn.Links()
+		if err != nil {
+			return err
+		}
+		missing := ""
+		for _, i := range wanted {
+			if l, ok := match(links, i.GetDevice()); ok {
+				s.cards[i.GetIndex()] = l
+			} else {
+				missing = fmt.Sprintf("%s (%x)", i.GetName(), i.GetDevice())
+			}
+		}
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return fmt.Errorf("find interface %s: %w", missing, ErrNoCard)
+		}
+	}
+}
+
+// match finds the card with a MAC address, or the loopback interface.
+func match(links []rtnl.Link, device []byte) (rtnl.Link, bool) {
+	for _, l := range links {
+		if len(device) == 0 {
+			if l.Loopback() {
+				return l, true
+			}
+			continue
+		}
+		made := l.Permanent
+		if made == nil {
+			made = l.MAC
+		}
+		if l.Kind == "" && bytes.Equal(made, device) {
+			return l, true
+		}
+	}
+	return rtnl.Link{}, false
+}
+
+// rename gives the cards their names. A name that a card is to have may be that of another one still.
+func (s *setter) rename(wanted []*agentv1.Interface) error {
+	for _, pass := range []string{"husk-%d", ""} {
+		for _, i := range wanted {
+			l := s.cards[i.GetIndex()]
+			if l.Name == i.GetName() || l.Loopback() {
+				continue
+			}
+			if l.Up() { // its name is fixed then
+				if err := s.conn.SetLink(l.Index, rtnl.Change{Clear: syscall.IFF_UP}); err != nil {
+					return fmt.Errorf("turn interface %s off: %w", l.Name, err)
+				}
+			}
+			name := i.GetName()
+			if pass != "" {
+				name = fmt.Sprintf(pass, l.Index)
+			}
+			if err := s.conn.SetLink(l.Index, rtnl.Change{Name: name}); err != nil {
+				return fmt.Errorf("rename interface %s to %s: %w", l.Name, name, err)
+			}
+			l.Name = name
+			l.Flags &^= syscall.IFF_UP
+			s.cards[i.GetIndex()] = l
+		}
+	}
+	return nil
+}
+
+// prepare sets an interface up to where addresses can be added. It makes itself no link-local address yet: the
+// host's list has that too, and no time is lost with asking who else has it.
+func (s *setter) prepare(i *agentv1.Interface) error {
+	l := s.cards[i.GetIndex()]
+	if l.Loopback() {
+		return s.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_UP})
+	}
+	if err := ignoreFamily(s.conn.SetLinkLocal(l.Index, false)); err != nil {
+		return err
+	}
+	if l.IPv6Off != i.GetIpv6Off() {
+		value := "0"
+		if i.GetIpv6Off() {
+			value = "1"
+		}
+		path := filepath.Join("/proc/sys/net/ipv6/conf", i.GetName(), "disable_ipv6")
+		if err := os.WriteFile(path, []byte(value), 0); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	change := rtnl.Change{MTU: int(i.GetMtu()), Queue: int(i.GetQueue()), Clear: syscall.IFF_NOARP}
+	if !bytes.Equal(l.MAC, i.GetMac()) {
+		change.MAC = i.GetMac()
+	}
+	if i.GetNoArp() {
+		change.Set, change.Clear = syscall.IFF_NOARP, 0
+	}
+	if err := s.conn.SetLink(l.Index, change); err != nil {
+		return err
+	}
+	if !i.GetUp() {
+		return s.conn.SetLink(l.Index, rtnl.Change{Clear: syscall.IFF_UP})
+	}
+	return s.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_UP})
+}
+
+// finish lets an interface make itself link-local addresses from now on.
+func (s *setter) finish(i *agentv1.Interface) error {
+	l := s.cards[i.GetIndex()]
+	if l.Loopback() || i.GetNoLinkLocal() {
+		return nil
+	}
+	return ignoreFamily(s.conn.SetLinkLocal(l.Index, true))
+}
+
+// ignoreFamily drops the error of a kernel without IPv6.
+func ignoreFamily(err error) error {
+	if errors.Is(err, syscall.EAFNOSUPPORT) {
+		return nil
+	}
+	return err
+}

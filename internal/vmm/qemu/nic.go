@@ -1,0 +1,62 @@
+package qemu
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"husk.dev/husk/internal/vmm"
+)
+
+// queueSize is how many packets a queue of a card holds, each way: as many as QEMU takes for sending. The guest
+// keeps that many buffers of a packet each ready.
+const queueSize = 256
+
+// nicFact is what QEMU inherits for a card.
+type nicFact struct {
+	taps   []int // descriptors, one a queue
+	vhosts []int // of /dev/vhost-net, as many or none
+}
+
+// nic lets QEMU inherit a card's files.
+func (r *resources) nic(nic vmm.NIC) nicFact {
+	give := func(files []*os.File) (fds []int) {
+		for _, f := range files {
+			fds = append(fds, r.give(f))
+		}
+		return fds
+	}
+	return nicFact{taps: give(nic.Taps), vhosts: give(nic.Vhosts)}
+}
+
+// nic adds a network card. It starts with no boot ROM, which QEMU would look for in files.
+func (b *builder) nic(i int, nic vmm.NIC) {
+	f := b.facts.nics[i]
+	back := fmt.Sprintf("tap,id=net%d,%s", i, descriptors("fd", f.taps))
+	if len(f.vhosts) > 0 {
+		back += ",vhost=on," + descriptors("vhostfd", f.vhosts)
+	}
+	b.add("-netdev", back)
+	card := fmt.Sprintf("netdev=net%d,mac=%s,host_mtu=%d,rx_queue_size=%d,tx_queue_size=%d", i, nic.MAC, nic.MTU, queueSize, queueSize)
+	if len(f.taps) > 1 {
+		card += ",mq=on"
+	}
+	if b.spec.Machine != microvm {
+		// An interrupt for each queue, the control queue and changes of the configuration.
+		card += fmt.Sprintf(",vectors=%d,romfile=", 2*len(f.taps)+2)
+	}
+	b.device("virtio-net", card, true)
+}
+
+// descriptors names inherited files as -netdev has it: fd=7, and fds=7:8 where there are several.
+func descriptors(key string, fds []int) string {
+	if len(fds) == 1 {
+		return key + "=" + strconv.Itoa(fds[0])
+	}
+	var all []string
+	for _, fd := range fds {
+		all = append(all, strconv.Itoa(fd))
+	}
+	return key + "s=" + strings.Join(all, ":")
+}
