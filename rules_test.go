@@ -111,11 +111,20 @@ var layers = []layer{
 		"looks at the machine and touches no sandbox",
 	},
 	{
+		[]string{"internal/bench"}, []string{"internal/bench/load", "internal/cleanup", "internal/ocispec", "internal/sys/..."},
+		"measures what callers see: it calls runtimes by their command lines, husk too",
+	},
+	{
+		[]string{"internal/bench/load"}, nil,
+		"work in a container knows nothing but the kernel under it",
+	},
+	{
 		[]string{"internal/cli"},
 		[]string{
-			"api/agent/v1", "api/control/v1", "internal/assets", "internal/check", "internal/cleanup", "internal/config",
-			"internal/control", "internal/fdpass", "internal/hook", "internal/image", "internal/network",
-			"internal/ocispec", "internal/sandbox", "internal/state", "internal/storage/...", "internal/sys/...", "internal/vmm",
+			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
+			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/hook",
+			"internal/image", "internal/network", "internal/ocispec", "internal/sandbox", "internal/state",
+			"internal/storage/...", "internal/sys/...", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",
 	},

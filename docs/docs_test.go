@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	"husk.dev/husk/internal/bench"
 	"husk.dev/husk/internal/check"
 	"husk.dev/husk/internal/config"
 )
@@ -183,6 +184,15 @@ func TestEveryCheckIsDescribed(t *testing.T) {
 	}
 }
 
+func TestEveryBenchGroupIsDescribed(t *testing.T) {
+	page := read(t, "cli.md")
+	for _, name := range bench.Groups() {
+		if row(page, name) == "" {
+			t.Errorf("cli.md has no row for the group %q of husk bench", name)
+		}
+	}
+}
+
 // TestNumbers compares numbers that the pages promise with the source that they are from.
 func TestNumbers(t *testing.T) {
 	for _, c := range []struct{ page, text, file, pattern string }{
@@ -203,6 +213,7 @@ func TestNumbers(t *testing.T) {
 		{"architecture.md", "the limit is 1 ms", "internal/sys/kvm/kvm.go", `slowest = time\.Millisecond`},
 		{"threat-model.md", "8 MiB, 4 levels of indexes, 512 layers", "internal/image/source.go", `maxDocument\s+= 8 << 20(?s:.*)maxIndexDepth\s+= 4(?s:.*)maxLayerCount\s+= 512`},
 		{"threat-model.md", "64 GiB and 2,000,000 entries", "internal/image/budget.go", `DefaultMaxBytes\s+= 64 << 30(?s:.*)DefaultMaxEntries\s+= 2_000_000`},
+		{"cli.md", "reading and writing 64 MiB, 2,000 random reads and writes, 2,000 small files", "internal/bench/load/files.go", `dataSize\s+= 64 << 20(?s:.*)randomCount = 2000(?s:.*)smallCount\s+= 2000`},
 		{"config.md", "At least 96.", "internal/config/config.go", `MinMemoryMiB = 96`},
 	} {
 		if !strings.Contains(read(t, c.page), c.text) {

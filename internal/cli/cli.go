@@ -152,8 +152,8 @@ func (a *App) command() *cobra.Command {
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
 		a.listCommand(), a.pauseCommand(), a.resumeCommand(), a.updateCommand(), a.eventsCommand(),
 		a.specCommand(), a.featuresCommand())
-	add(groupHost, a.checkCommand(), a.versionCommand())
-	root.AddCommand(a.ownerCommand(), a.attendCommand())
+	add(groupHost, a.checkCommand(), a.benchCommand(), a.versionCommand())
+	root.AddCommand(a.ownerCommand(), a.attendCommand(), a.benchLoadCommand())
 	return root
 }
 

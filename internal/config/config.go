@@ -2,6 +2,7 @@
 package config
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -97,6 +98,15 @@ func Load(file string) (Config, error) {
 		}
 	}
 	return c, c.Check()
+}
+
+// Encode returns c as the text of a configuration file.
+func (c Config) Encode() ([]byte, error) {
+	var b bytes.Buffer
+	if err := toml.NewEncoder(&b).Encode(c); err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	return b.Bytes(), nil
 }
 
 // ContainerDir is where a container's files on disk are. RunDir is part of it: two state directories may

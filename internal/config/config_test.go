@@ -70,3 +70,17 @@ func TestContainersOfTwoRunDirsDoNotMeet(t *testing.T) {
 		t.Errorf("directory is %s", a.ContainerDir("c"))
 	}
 }
+
+func TestEncodedIsReadAgain(t *testing.T) {
+	want := Default()
+	want.RunDir, want.VCPUs, want.Machine = "/run/\"quoted\"", 3, "q35"
+	text, err := want.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "config.toml")
+	write(t, file, string(text))
+	if got, err := Load(file); err != nil || got != want {
+		t.Errorf("read %+v, %v; want %+v", got, err, want)
+	}
+}

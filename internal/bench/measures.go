@@ -1,0 +1,96 @@
+package bench
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Measure is one kind of figure.
+type Measure struct {
+	Name   string `json:"name"` // unique; begins with its group
+	Group  string `json:"group"`
+	Title  string `json:"title"`
+	Unit   string `json:"unit"`
+	Higher bool   `json:"higher_is_better"`
+	// Main says that it stands for its group in the chart.
+	Main bool `json:"main"`
+}
+
+// places are where the work on files is done.
+var places = []struct{ name, title string }{
+	{"rootfs", "root directory"},
+	{"bind", "bind mount"},
+	{"disk", "image with disk"},
+}
+
+// fileMeasures are the figures of package load's files in each of places.
+var fileMeasures = []Measure{
+	{Name: "read.first", Title: "sequential read, first", Unit: "MiB/s", Main: true},
+	{Name: "read.again", Title: "sequential read, again", Unit: "MiB/s"},
+	{Name: "write", Title: "sequential write", Unit: "MiB/s", Main: true},
+	{Name: "random.read", Title: "random read, 4 KiB", Unit: "1/s"},
+	{Name: "random.write", Title: "random write, 4 KiB", Unit: "1/s"},
+	{Name: "small.create", Title: "create small files", Unit: "1/s", Main: true},
+	{Name: "small.stat", Title: "stat small files", Unit: "1/s"},
+	{Name: "small.read", Title: "read small files", Unit: "1/s"},
+	{Name: "small.unlink", Title: "unlink small files", Unit: "1/s"},
+}
+
+// idleCounts are the numbers of idle containers at which memory is measured.
+func idleCounts(o Options) []int {
+	var counts []int
+	for _, n := range []int{1, 10, o.IdleMax} {
+		if n <= o.IdleMax && (len(counts) == 0 || n > counts[len(counts)-1]) {
+			counts = append(counts, n)
+		}
+	}
+	return counts
+}
+
+func memoryMeasure(containers int) string { return fmt.Sprintf("memory.%d", containers) }
+
+// Measures are all figures of the groups that o names, in the order of the report.
+func Measures(o Options) []Measure {
+	at := fmt.Sprintf(", %d at once", o.Parallel)
+	all := []Measure{
+		{Name: "start.output", Title: "start to first output", Unit: "ms", Main: true},
+		{Name: "start.exit", Title: "run true to exit", Unit: "ms", Main: true},
+		{Name: "start.image", Title: "run true of an image to exit", Unit: "ms"},
+		{Name: "start.parallel.output", Title: "start to first output" + at, Unit: "ms"},
+		{Name: "start.parallel.exit", Title: "run true to exit" + at, Unit: "ms", Main: true},
+
+		{Name: "verbs.create", Title: "create", Unit: "ms", Main: true},
+		{Name: "verbs.start", Title: "start", Unit: "ms"},
+		{Name: "verbs.exec", Title: "exec true", Unit: "ms", Main: true},
+		{Name: "verbs.kill", Title: "kill", Unit: "ms"},
+		{Name: "verbs.end", Title: "kill to exit", Unit: "ms"},
+		{Name: "verbs.delete", Title: "delete", Unit: "ms"},
+		{Name: "verbs.teardown", Title: "exit to everything freed", Unit: "ms", Main: true},
+	}
+	for _, n := range idleCounts(o) {
+		all = append(all, Measure{Name: memoryMeasure(n), Title: fmt.Sprintf("one of %d idle containers", n), Unit: "MiB", Main: n == 10})
+	}
+	for _, p := range places {
+		for _, m := range fileMeasures {
+			m.Name, m.Title, m.Higher = "io."+p.name+"."+m.Name, p.title+": "+m.Title, true
+			all = append(all, m)
+		}
+	}
+	all = append(all,
+		Measure{Name: "cpu.fork", Title: "fork, exec and wait", Unit: "1/s", Higher: true, Main: true},
+		Measure{Name: "cpu.syscall", Title: "system call", Unit: "ns", Main: true},
+		Measure{Name: "cpu.loop", Title: "loop of integer operations", Unit: "M/s", Higher: true, Main: true},
+		Measure{Name: "cpu.pipe", Title: "round trip of a byte over pipes", Unit: "us", Main: true},
+
+		Measure{Name: "density.starts", Title: "containers run, one a processor", Unit: "1/s", Higher: true, Main: true},
+		Measure{Name: "density.idle", Title: fmt.Sprintf("idle containers that fit, of %d", o.IdleMax), Unit: "", Higher: true},
+	)
+	var chosen []Measure
+	for _, m := range all {
+		m.Group, _, _ = strings.Cut(m.Name, ".")
+		if o.has(m.Group) {
+			chosen = append(chosen, m)
+		}
+	}
+	return chosen
+}
