@@ -63,7 +63,7 @@ func (a *App) benchCommand() *cobra.Command {
 // benchLoadCommand is what bench runs inside containers.
 func (a *App) benchLoadCommand() *cobra.Command {
 	return &cobra.Command{
-		Use: "bench-load", Hidden: true, DisableFlagParsing: true,
+		Use: "bench-load", Short: "Do the work that bench measures", Hidden: true, DisableFlagParsing: true,
 		// Nothing of the host is there, such as its configuration.
 		PersistentPreRunE: func(*cobra.Command, []string) error { return nil },
 		RunE:              func(_ *cobra.Command, args []string) error { return load.Main(args, os.Stdout) },
