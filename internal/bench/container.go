@@ -70,6 +70,9 @@ func (c *container) remove(ctx context.Context) {
 
 // command runs a program to its end. A nil stdout, and stderr, go to a file, whose end an error tells.
 func (s *session) command(ctx context.Context, stdout *os.File, argv []string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	log, err := os.CreateTemp(s.setting.Dir, "log-")
 	if err != nil {
 		return err

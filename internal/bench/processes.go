@@ -136,6 +136,20 @@ func (s *session) endAll() error {
 	return fmt.Errorf("processes %v do not end", left)
 }
 
+// programName is how a process was called: the program, and the verb where one follows.
+func programName(pid int) string {
+	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	words := strings.Split(string(line), "\x00")
+	if err != nil || words[0] == "" {
+		return "unknown"
+	}
+	name := filepath.Base(words[0])
+	if len(words) > 1 && strings.Trim(words[1], "abcdefghijklmnopqrstuvwxyz") == "" && words[1] != "" {
+		name += " " + words[1]
+	}
+	return name
+}
+
 // pss is the memory of pids in bytes by the name of the program, with pages that several of them share
 // counted once: each process' part of a shared page is the page divided by those that have it mapped
 // (proc(5), smaps_rollup).
@@ -148,7 +162,7 @@ func pss(pids []int) (map[string]uint64, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read %s: no Pss in it", path)
 		}
-		total[valueIn(fmt.Sprintf("/proc/%d/status", pid), "Name", ":")] += kib << 10
+		total[programName(pid)] += kib << 10
 	}
 	return total, nil
 }

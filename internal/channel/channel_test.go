@@ -20,10 +20,10 @@ import (
 )
 
 // pair is a connection that buffers nothing.
-func pair(*testing.T) (host, guest net.Conn) { return net.Pipe() }
+func pair(testing.TB) (host, guest net.Conn) { return net.Pipe() }
 
 // socketPair is the connection that a monitor holds the other end of.
-func socketPair(t *testing.T) (host, guest net.Conn) {
+func socketPair(t testing.TB) (host, guest net.Conn) {
 	t.Helper()
 	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
@@ -41,7 +41,7 @@ func socketPair(t *testing.T) (host, guest net.Conn) {
 }
 
 // both runs the two ends of a channel until the test ends.
-func both(t *testing.T, connect func(*testing.T) (host, guest net.Conn)) (*Client, *Server) {
+func both(t testing.TB, connect func(testing.TB) (host, guest net.Conn)) (*Client, *Server) {
 	t.Helper()
 	host, guest := connect(t)
 	c, err := NewClient(host)
@@ -57,7 +57,7 @@ func both(t *testing.T, connect func(*testing.T) (host, guest net.Conn)) (*Clien
 	return c, s
 }
 
-func listen(t *testing.T, s *Server, port uint32) net.Listener {
+func listen(t testing.TB, s *Server, port uint32) net.Listener {
 	t.Helper()
 	l, err := s.Listen(port)
 	if err != nil {
@@ -67,7 +67,7 @@ func listen(t *testing.T, s *Server, port uint32) net.Listener {
 	return l
 }
 
-func dial(t *testing.T, c *Client, port uint32) net.Conn {
+func dial(t testing.TB, c *Client, port uint32) net.Conn {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -79,7 +79,7 @@ func dial(t *testing.T, c *Client, port uint32) net.Conn {
 	return conn
 }
 
-func accept(t *testing.T, l net.Listener) net.Conn {
+func accept(t testing.TB, l net.Listener) net.Conn {
 	t.Helper()
 	conn, err := l.Accept()
 	if err != nil {

@@ -146,7 +146,8 @@ func (a *App) measure(ctx context.Context, o *benchOptions) (_ *bench.Report, er
 	return bench.Run(ctx, o.Options, at)
 }
 
-// huskVariants are the ways in which husk itself is measured.
+// huskVariants are the ways in which husk itself is measured: a line each, by what differs in the
+// configuration.
 var huskVariants = []struct {
 	name string
 	set  func(*config.Config)

@@ -13,7 +13,7 @@ import (
 )
 
 // bundle writes a bundle whose configuration is the example after change.
-func bundle(t *testing.T, change func(*specs.Spec)) string {
+func bundle(t testing.TB, change func(*specs.Spec)) string {
 	t.Helper()
 	dir := t.TempDir()
 	spec := Example(false, 0, 0)
