@@ -179,3 +179,26 @@ func TestMeasureStopsWhenInterrupted(t *testing.T) {
 		t.Errorf("%d steps were taken, want none after the interrupt", steps)
 	}
 }
+
+func TestPrepareRuntime(t *testing.T) {
+	s := quiet(t)
+	calls := filepath.Join(t.TempDir(), "calls")
+	command := []string{"sh", "-c", `echo "$@" >>` + calls, "sh"}
+	made := map[string]bool{}
+	for _, rt := range []Runtime{
+		{Name: "a", Command: command, Image: "image", Prepare: []string{"template", "build"}},
+		{Name: "b", Command: command, Image: "image"},
+		{Name: "c", Command: command},
+	} {
+		if err := s.prepareRuntime(t.Context(), rt, made); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(calls)
+	if want := "template build\nimport " + s.path("rootfs") + " image\n"; err != nil || string(got) != want {
+		t.Errorf("called %q, %v; want %q: the image once", got, err, want)
+	}
+	if err := s.prepareRuntime(t.Context(), Runtime{Command: []string{"false"}, Prepare: []string{"x"}}, made); err == nil {
+		t.Error("a verb that failed was taken for done")
+	}
+}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -67,16 +68,30 @@ func (s *session) prepare(ctx context.Context) error {
 	}
 	made := map[string]bool{}
 	for _, rt := range s.setting.Runtimes {
-		if rt.Image == "" || made[rt.Image] || !s.options.has("start") && !s.options.has("io") {
-			continue
-		}
-		made[rt.Image] = true // all that have images have one store
-		s.setting.Progress("importing an image")
-		if err := s.command(ctx, nil, append(append([]string{}, rt.Command...), "import", s.path("rootfs"), rt.Image)); err != nil {
+		if err := s.prepareRuntime(ctx, rt, made); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// prepareRuntime does what a runtime needs once. Those with images have one store, and made says what is in
+// it.
+func (s *session) prepareRuntime(ctx context.Context, rt Runtime, made map[string]bool) error {
+	verb := func(args ...string) error {
+		s.setting.Progress("%s: %s", rt.Name, args[0])
+		return s.command(ctx, nil, append(slices.Clone(rt.Command), args...))
+	}
+	if len(rt.Prepare) > 0 {
+		if err := verb(rt.Prepare...); err != nil {
+			return err
+		}
+	}
+	if rt.Image == "" || made[rt.Image] || !s.options.has("start") && !s.options.has("io") {
+		return nil
+	}
+	made[rt.Image] = true
+	return verb("import", s.path("rootfs"), rt.Image)
 }
 
 // makeRoot makes a root directory of busybox, and the work with its data.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -36,8 +37,7 @@ func (s *session) container(rt Runtime) *container {
 
 // argv is a call of the runtime.
 func (c *container) argv(args ...string) []string {
-	full := append([]string{}, c.rt.Command...)
-	return append(append(full, "--root", filepath.Join(c.s.setting.Dir, "state", c.rt.Name)), args...)
+	return append(append(slices.Clone(c.rt.Command), "--root", filepath.Join(c.s.setting.Dir, "state", c.rt.Name)), args...)
 }
 
 // call runs a verb and returns how long that took.

@@ -16,6 +16,8 @@ type Runtime struct {
 	Version string   `json:"version,omitempty"`
 	// Image is one in the runtime's own store, made of the same root directory; empty where it has no store.
 	Image string `json:"image,omitempty"`
+	// Prepare is a verb, with arguments, that runs once before anything is measured; none where empty.
+	Prepare []string `json:"prepare,omitempty"`
 }
 
 // usual are the runtimes that are looked for, with the global flags that they need to run what the

@@ -147,12 +147,13 @@ func (a *App) measure(ctx context.Context, o *benchOptions) (_ *bench.Report, er
 }
 
 // huskVariants are the ways in which husk itself is measured: a line each, by what differs in the
-// configuration.
+// configuration, and the verb that is run before.
 var huskVariants = []struct {
-	name string
-	set  func(*config.Config)
+	name    string
+	set     func(*config.Config)
+	prepare []string
 }{
-	{"husk", func(*config.Config) {}},
+	{"husk", func(*config.Config) {}, nil},
 }
 
 // benchRuntimes are husk's variants, each with a configuration of its own below dir, and the others. husk is
@@ -185,7 +186,7 @@ func (a *App) benchRuntimes(ctx context.Context, named []string, dir, self strin
 			return nil, err
 		}
 		list = append(list, bench.Runtime{
-			Name: v.name, Command: []string{binary, "--config", file}, Version: a.version, Image: "husk-bench",
+			Name: v.name, Command: []string{binary, "--config", file}, Version: a.version, Image: "husk-bench", Prepare: v.prepare,
 		})
 	}
 	others, err := bench.FindRuntimes(ctx, named)

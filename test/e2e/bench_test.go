@@ -33,7 +33,8 @@ func TestBench(t *testing.T) {
 	begin(t)
 	dir := t.TempDir()
 	testenv.Leaks(t, dir)
-	out := husk(t, "bench", "start", "verbs", "--rounds", "1", "--warmup", "0", "--parallel", "2", "--dir", dir, "--json").ok()
+	out := husk(t, "bench", "start", "verbs", "memory", "cpu", "--rounds", "1", "--warmup", "0", "--parallel", "2",
+		"--idle-max", "1", "--dir", dir, "--json").ok()
 	var r benchReport
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
 		t.Fatalf("read the report: %v", err)
@@ -44,6 +45,7 @@ func TestBench(t *testing.T) {
 	want := map[string]int{
 		"start.output": 1, "start.exit": 1, "start.image": 1, "start.parallel.output": 2, "start.parallel.exit": 2,
 		"verbs.create": 1, "verbs.start": 1, "verbs.exec": 1, "verbs.kill": 1, "verbs.end": 1, "verbs.delete": 1, "verbs.teardown": 1,
+		"memory.1": 1, "cpu.fork": 1, "cpu.syscall": 1, "cpu.loop": 1, "cpu.pipe": 1,
 	}
 	for _, res := range r.Results {
 		if res.Runtime != r.Runtimes[0].Name {
