@@ -17,6 +17,7 @@ import (
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/cleanup"
 	"husk.dev/husk/internal/control"
+	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
@@ -64,7 +65,7 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	if l.dir, err = state.Create(a.config.RunDir, c.id); err != nil {
 		return nil, err
 	}
-	l.undo.Add(l.dir.Remove)
+	l.undo.Add(l.forget)
 	self, err := state.Self("husk")
 	if err != nil {
 		return nil, err
@@ -149,6 +150,31 @@ func (l *launch) ownerGone() error {
 	defer timer.Stop()
 	_, err := l.owner.Wait()
 	return err
+}
+
+// forget removes a container that was not made, with what an owner that was killed has left of it.
+func (l *launch) forget() error {
+	record, err := l.dir.Load()
+	if err == nil {
+		waitOwnerGone(record)
+		err = l.app.clear(l.dir.ID(), record)
+	} else if errors.Is(err, fs.ErrNotExist) || errors.Is(err, state.ErrNotExist) { // the owner has removed it all
+		err = nil
+	}
+	return errors.Join(err, l.dir.Remove())
+}
+
+// clear removes what is kept of a container outside of its state directory, once nothing of it runs.
+func (a *App) clear(id string, record state.Container) error {
+	if record.NetNS != "" {
+		if err := network.Clean(record.NetNS); err != nil {
+			a.warn("%v", err)
+		}
+	}
+	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
+		return fmt.Errorf("remove the container's data: %w", err)
+	}
+	return nil
 }
 
 // keep leaves the container to its owner.

@@ -22,7 +22,6 @@ import (
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/hook"
-	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
@@ -329,13 +328,8 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 			_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
 		}
 	}
-	if record.NetNS != "" {
-		if err := network.Clean(record.NetNS); err != nil {
-			a.warn("%v", err)
-		}
-	}
-	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
-		return fmt.Errorf("remove the container's data: %w", err)
+	if err := a.clear(id, record); err != nil {
+		return err
 	}
 	if err := dir.Remove(); err != nil {
 		return err

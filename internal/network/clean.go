@@ -4,10 +4,19 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
+	"strings"
 	"syscall"
+	"time"
 
 	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/sys/rtnl"
+)
+
+const (
+	// dyingWait bounds the wait for a tap to go whose monitor is being killed.
+	dyingWait  = 500 * time.Millisecond
+	dyingCheck = 10 * time.Millisecond
 )
 
 // Clean takes back what a VM that is gone has left in the namespace at path. It needs to know nothing of that
@@ -20,7 +29,12 @@ func Clean(path string) error {
 			return err
 		}
 		defer conn.Close()
-		return clean(conn)
+		for end := time.Now().Add(dyingWait); ; time.Sleep(dyingCheck) {
+			living, err := clean(conn)
+			if err != nil || !living || time.Now().After(end) {
+				return err
+			}
+		}
 	})
 	// Where a namespace was mounted its file may be left, of another kind; a process in one may be gone.
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EINVAL) {
@@ -32,52 +46,64 @@ func Clean(path string) error {
 	return nil
 }
 
-// clean removes the filters whose taps are gone, and the qdiscs that were made for them.
-func clean(conn *rtnl.Conn) error {
+// clean removes the filters whose taps are gone, and the qdiscs that were made for them. It tells whether there
+// is a tap still.
+func clean(conn *rtnl.Conn) (living bool, err error) {
+	links, err := conn.Links()
+	if err != nil {
+		return false, err
+	}
+	living = slices.ContainsFunc(links, isTap)
 	qdiscs, err := conn.Qdiscs()
 	if err != nil {
-		return err
+		return living, err
 	}
 	for _, q := range qdiscs {
 		if !q.Ingress {
 			continue
 		}
-		filters, err := conn.Filters(q.Index)
-		if err != nil {
-			return err
+		if err := unlessGone(cleanOne(conn, q, living)); err != nil {
+			return living, err
 		}
-		dead, all, others := judge(filters)
-		if !dead {
-			continue
+	}
+	return living, nil
+}
+
+// cleanOne cleans one interface.
+func cleanOne(conn *rtnl.Conn, q rtnl.Qdisc, living bool) error {
+	filters, err := conn.Filters(q.Index)
+	if err != nil {
+		return err
+	}
+	mark, others := judge(filters)
+	if mark == "" && (living || len(filters) > 0) {
+		return nil
+	}
+	if err := conn.DeleteFilters(q.Index, priority); err != nil {
+		return fmt.Errorf("remove filter: %w", err)
+	}
+	// One without filters does nothing: an owner may have been killed before it added its own.
+	if q.Kind == "ingress" && !others {
+		if err := conn.DeleteIngress(q.Index); err != nil {
+			return fmt.Errorf("remove ingress qdisc: %w", err)
 		}
-		if err := unlessGone(conn.DeleteFilters(q.Index, priority)); err != nil {
-			return fmt.Errorf("remove filter: %w", err)
-		}
-		if all {
-			if err := unlessGone(conn.SetLink(q.Index, rtnl.Change{Clear: syscall.IFF_ALLMULTI})); err != nil {
-				return fmt.Errorf("take multicast back: %w", err)
-			}
-		}
-		if q.Kind == "ingress" && !others {
-			if err := unlessGone(conn.DeleteIngress(q.Index)); err != nil {
-				return fmt.Errorf("remove ingress qdisc: %w", err)
-			}
-		}
+	}
+	if err := restore(conn, q.Index, mark); err != nil {
+		return fmt.Errorf("restore interface: %w", err)
 	}
 	return nil
 }
 
-// judge says of an interface's filters whether one of ours has lost its tap, whether the interface was told to
-// take all multicast for it, and whether there are filters of others.
-func judge(filters []rtnl.Filter) (dead, all, others bool) {
+// judge returns the mark of that of an interface's filters which is ours and has lost its tap, "" without one, and
+// whether there are filters of others.
+func judge(filters []rtnl.Filter) (mark string, others bool) {
 	for _, f := range filters {
-		ours := f.Cookie == cookie || f.Cookie == cookieAll
 		switch {
 		case f.Priority != priority:
 			others = true
-		case ours && f.Target == 0:
-			dead, all = true, f.Cookie == cookieAll
+		case strings.HasPrefix(f.Cookie, cookie) && f.Target == 0:
+			mark = f.Cookie
 		}
 	}
-	return dead, all, others
+	return mark, others
 }

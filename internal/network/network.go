@@ -30,9 +30,11 @@ const (
 	tapPrefix = "husk-"
 	// priority of our filters among those of an interface: behind what somebody set to police packets.
 	priority = 0x6875
-	// cookie marks our filters; with cookieAll the interface was also told to take all multicast.
-	cookie    = "husk"
-	cookieAll = "husk+allmulti"
+	// cookie begins the mark of our filters, which goes on with what else was changed of the interface: that it
+	// takes all multicast, and that it has a queue, which the kernel gives it with a qdisc.
+	cookie    = "husk:"
+	multicast = "m"
+	queue     = "q"
 	// maxInterfaces is what the guest takes of them.
 	maxInterfaces = 64
 )
@@ -78,7 +80,7 @@ func (n *Network) attach(queues int) (err error) {
 		return err
 	}
 	n.undo.Add(n.conn.Close)
-	if err := clean(n.conn); err != nil {
+	if _, err := clean(n.conn); err != nil {
 		return err
 	}
 	links, err := n.conn.Links()
@@ -150,8 +152,7 @@ func (n *Network) prepareTap(tap int, l rtnl.Link) error {
 
 // steal has what comes in from the interface go to the tap.
 func (n *Network) steal(l rtnl.Link, tap int) error {
-	err := n.conn.AddIngress(l.Index)
-	switch {
+	switch err := n.conn.AddIngress(l.Index); {
 	case errors.Is(err, syscall.EEXIST): // somebody else's, which stays
 	case err != nil:
 		return fmt.Errorf("add ingress qdisc: %w", err)
@@ -160,19 +161,31 @@ func (n *Network) steal(l rtnl.Link, tap int) error {
 	}
 	mark := cookie
 	if filtersMulticast(l) {
-		mark = cookieAll
-		if err := n.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_ALLMULTI}); err != nil {
-			return fmt.Errorf("take all multicast: %w", err)
-		}
-		n.undo.Add(func() error {
-			return unlessGone(n.conn.SetLink(l.Index, rtnl.Change{Clear: syscall.IFF_ALLMULTI}))
-		})
+		mark += multicast
 	}
+	if l.Queue == 0 {
+		mark += queue
+	}
+	n.undo.Add(func() error { return unlessGone(restore(n.conn, l.Index, mark)) })
 	if err := n.conn.Redirect(l.Index, tap, priority, mark); err != nil {
 		return fmt.Errorf("redirect its packets: %w", err)
 	}
 	n.undo.Add(func() error { return unlessGone(n.conn.DeleteFilters(l.Index, priority)) })
+	if filtersMulticast(l) { // last, so that the filter's mark tells of it
+		if err := n.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_ALLMULTI}); err != nil {
+			return fmt.Errorf("take all multicast: %w", err)
+		}
+	}
 	return nil
+}
+
+// restore takes back what the mark of a filter says of its interface.
+func restore(conn *rtnl.Conn, index int, mark string) error {
+	change := rtnl.Change{NoQueue: strings.Contains(mark, queue)}
+	if strings.Contains(mark, multicast) {
+		change.Clear = syscall.IFF_ALLMULTI
+	}
+	return conn.SetLink(index, change)
 }
 
 // filtersMulticast tells whether the interface has to be asked for all multicast: the guest joins groups that

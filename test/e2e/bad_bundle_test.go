@@ -2,9 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
-	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -46,9 +44,16 @@ func TestBadSpec(t *testing.T) {
 		"namespace unknown": {func(s *specs.Spec) {
 			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: "dream"})
 		}, []string{"dream"}},
-		"namespace of the host":     {func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/1/ns/pid" }, []string{"pid", "/proc/1/ns/pid"}},
-		"namespace does not exist":  {func(s *specs.Spec) { network(s).Path = "/no/such/netns" }, []string{"/no/such/netns"}},
-		"namespace with interfaces": {func(s *specs.Spec) { network(s).Path = netns(t) }, []string{"interface husk"}},
+		"namespace of the host":    {func(s *specs.Spec) { s.Linux.Namespaces[0].Path = "/proc/1/ns/pid" }, []string{"pid", "/proc/1/ns/pid"}},
+		"namespace does not exist": {func(s *specs.Spec) { network(s).Path = "/no/such/netns" }, []string{"/no/such/netns"}},
+		"host network by path":     {func(s *specs.Spec) { network(s).Path = "/proc/self/ns/net" }, []string{"cannot have the host's network"}},
+		"namespace that is none":   {func(s *specs.Spec) { network(s).Path = "/dev/null" }, []string{"/dev/null", "namespace"}},
+		"interface on another": {func(s *specs.Spec) {
+			network(s).Path = newSpace(t, "ip link add a type veth peer name b", "ip link add l link a type macvlan").path
+		}, []string{"interface l is on top of a"}},
+		"port of a bridge": {func(s *specs.Spec) {
+			network(s).Path = newSpace(t, "ip link add br type bridge", "ip link add a type veth peer name b", "ip link set a master br").path
+		}, []string{"interface a is a port of br"}},
 		"block device": {func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/disk", Type: "b", Major: 7, Minor: 0}}
 		}, []string{"block device", "/dev/disk"}},
@@ -107,15 +112,6 @@ func cgroupDir(t *testing.T) string {
 	}
 	t.Skip("this machine has no cgroups")
 	return ""
-}
-
-// netns is a network namespace with an interface; it ends with the test.
-func netns(t *testing.T) string {
-	t.Helper()
-	cmd := exec.Command("sh", "-c", "ip link add husk0 type veth peer name husk1 && echo ready && exec sleep 1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	begun(t, cmd).prints("ready")
-	return fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)
 }
 
 // blockDevice makes a node of a block device; nothing opens it.

@@ -77,7 +77,7 @@ func (s *setter) addresses(list [][]byte) error {
 			return fmt.Errorf("remove address %s: %w", rtnl.Describe(syscall.RTM_NEWADDR, m), err)
 		}
 	}
-	for _, m := range wanted {
+	for _, m := range asAdded(wanted) {
 		if contains(there, m) {
 			continue
 		}
@@ -87,6 +87,26 @@ func (s *setter) addresses(list [][]byte) error {
 	}
 	return nil
 }
+
+// asAdded puts addresses into the order in which they are to be added so that they are listed as they are
+// here: of an interface's IPv6 addresses the kernel lists the last added first.
+func asAdded(list [][]byte) [][]byte {
+	list = slices.Clone(list)
+	for from := 0; from < len(list); {
+		to := from + 1
+		for to < len(list) && alike(list[from], list[to]) {
+			to++
+		}
+		if list[from][0] == syscall.AF_INET6 {
+			slices.Reverse(list[from:to])
+		}
+		from = to
+	}
+	return list
+}
+
+// alike tells whether two addresses are of one family and interface.
+func alike(a, b []byte) bool { return a[0] == b[0] && slices.Equal(a[4:8], b[4:8]) }
 
 // address adds one. Whether somebody else has it the host has asked already: asking again would take the
 // container's first second. Then it becomes one like any other.

@@ -120,6 +120,8 @@ type Change struct {
 	MAC   net.HardwareAddr
 	MTU   int
 	Queue int
+	// NoQueue sets Queue to 0.
+	NoQueue bool
 	// Set and Clear are flags (IFF_UP, IFF_NOARP, …).
 	Set, Clear uint32
 }
@@ -139,7 +141,7 @@ func (c *Conn) SetLink(index int, change Change) error {
 	if change.MTU != 0 {
 		m = Add32(m, unix.IFLA_MTU, uint32(change.MTU))
 	}
-	if change.Queue != 0 {
+	if change.Queue != 0 || change.NoQueue {
 		m = Add32(m, unix.IFLA_TXQLEN, uint32(change.Queue))
 	}
 	return c.Do(unix.RTM_NEWLINK, 0, m)

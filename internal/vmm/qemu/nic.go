@@ -30,7 +30,9 @@ func (r *resources) nic(nic vmm.NIC) nicFact {
 	return nicFact{taps: give(nic.Taps), vhosts: give(nic.Vhosts)}
 }
 
-// nic adds a network card. It starts with no boot ROM, which QEMU would look for in files.
+// nic adds a network card. It starts with no boot ROM, which QEMU would look for in files. Its link is always
+// up: of one whose link may change Linux learns the state in its own time, up to a second after it was
+// plugged in.
 func (b *builder) nic(i int, nic vmm.NIC) {
 	f := b.facts.nics[i]
 	back := fmt.Sprintf("tap,id=net%d,%s", i, descriptors("fd", f.taps))
@@ -38,7 +40,7 @@ func (b *builder) nic(i int, nic vmm.NIC) {
 		back += ",vhost=on," + descriptors("vhostfd", f.vhosts)
 	}
 	b.add("-netdev", back)
-	card := fmt.Sprintf("netdev=net%d,mac=%s,host_mtu=%d,rx_queue_size=%d,tx_queue_size=%d", i, nic.MAC, nic.MTU, queueSize, queueSize)
+	card := fmt.Sprintf("netdev=net%d,mac=%s,status=off,host_mtu=%d,rx_queue_size=%d,tx_queue_size=%d", i, nic.MAC, nic.MTU, queueSize, queueSize)
 	if len(f.taps) > 1 {
 		card += ",mq=on"
 	}

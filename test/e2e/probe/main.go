@@ -1,6 +1,9 @@
-// Command probe runs in a container of the end-to-end tests and prints what busybox cannot see.
+// Command probe runs in a container of the end-to-end tests and does what busybox cannot.
 //
-//	probe xattr FILE    the user's extended attributes of FILE, sorted, one a line
+//	probe xattr FILE            the user's extended attributes of FILE, sorted, one a line
+//	probe serve PORT            sends back what comes by TCP and UDP, for ever; prints "serving"
+//	probe tcp ADDRESS BYTES     sends random bytes and checks that they come back
+//	probe udp ADDRESS BYTES     the same in one datagram, sent again each second until an answer comes
 package main
 
 import (
@@ -12,11 +15,19 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 3 || os.Args[1] != "xattr" {
-		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE")
+	args := append(os.Args[1:], "", "", "")
+	verbs := map[string]func(string, string) error{
+		"xattr": func(file, _ string) error { return attributes(file) },
+		"serve": func(port, _ string) error { return serve(port) },
+		"tcp":   func(address, bytes string) error { return exchange("tcp", address, bytes) },
+		"udp":   func(address, bytes string) error { return exchange("udp", address, bytes) },
+	}
+	verb := verbs[args[0]]
+	if verb == nil {
+		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES")
 		os.Exit(2)
 	}
-	if err := attributes(os.Args[2]); err != nil {
+	if err := verb(args[1], args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)
 		os.Exit(1)
 	}
