@@ -76,6 +76,10 @@ var layers = []layer{
 		"the client of the agent shares its wire types and nothing else",
 	},
 	{
+		[]string{"internal/template"}, []string{"api/agent/v1", "internal/cleanup", "internal/guest", "internal/vmm"},
+		"a template is a VM that was saved, whatever the driver",
+	},
+	{
 		[]string{"internal/agent", "internal/agent/boot"},
 		[]string{"internal/agent/...", "api/agent/v1", "internal/channel", "internal/cleanup", "internal/sys/..."},
 		"the guest's process 1 is small and knows nothing of the host",
@@ -96,7 +100,7 @@ var layers = []layer{
 		[]string{
 			"api/agent/v1", "internal/assets", "internal/cleanup", "internal/config", "internal/guest",
 			"internal/logfile", "internal/network/...", "internal/ocispec", "internal/state", "internal/storage/...",
-			"internal/sys/...", "internal/vmm",
+			"internal/sys/...", "internal/template", "internal/vmm",
 		},
 		"the one orchestrator: it knows every part, as contracts and values, and no part knows it",
 	},
@@ -124,7 +128,7 @@ var layers = []layer{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
 			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/hook",
 			"internal/image", "internal/network", "internal/ocispec", "internal/sandbox", "internal/state",
-			"internal/storage/...", "internal/sys/...", "internal/vmm",
+			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",
 	},

@@ -67,7 +67,8 @@ type Agent struct {
 	shell   *shell
 	clock   *clock
 	filters *filters
-	idle    *time.Timer // gives memory back after a time in which no process ended
+	resting chan struct{} // closed by Rest
+	idle    *time.Timer   // gives memory back after a time in which no process ended
 
 	network sync.Mutex // held over a change of the guest's network
 
@@ -75,7 +76,8 @@ type Agent struct {
 	// containers by id; nil while one is being made. order lists them by creation. Guarded by mu.
 	containers map[string]*container
 	order      []*container
-	bundles    int // guarded by mu; numbers the bundle directories
+	bundles    int      // guarded by mu; numbers the bundle directories
+	released   []string // guarded by mu: disks that a saved guest has no driver on
 
 	version     sync.Once
 	versionText string // of crun, after version
@@ -93,6 +95,7 @@ func New(c Config) *Agent {
 		events:     newEvents(),
 		clock:      &clock{ours: c.Machine},
 		filters:    newFilters(),
+		resting:    make(chan struct{}),
 		idle:       time.AfterFunc(idleWait, giveBack),
 		containers: map[string]*container{},
 	}

@@ -39,7 +39,7 @@ func greet(t *testing.T, dialer guest.Dialer) *subject {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	client, err := guest.Connect(ctx, dialer, "tested")
+	client, err := guest.Connect(ctx, dialer, guest.Options{Hostname: "tested"})
 	if err != nil {
 		t.Fatal(err)
 	}

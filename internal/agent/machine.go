@@ -19,6 +19,8 @@ import (
 const (
 	// maxHostname is the kernel's limit (__NEW_UTS_LEN).
 	maxHostname = 64
+	// maxEntropy bounds what Hello takes, in bytes.
+	maxEntropy = 512
 	// runnerVersionFile may hold the first line of crun --version, so that crun need not be started for it.
 	runnerVersionFile = "/etc/husk-runner"
 )
@@ -31,10 +33,8 @@ func (s service) Hello(ctx context.Context, r *agentv1.HelloRequest) (*agentv1.H
 	if _, err := s.agent.clock.set(r.GetNowUnixNanos(), true); err != nil {
 		return nil, err
 	}
-	if s.agent.config.Machine {
-		if err := sys.Reseed(ctx); err != nil {
-			s.agent.log.Warn("the guest may share its random numbers with a copy of it", "error", err)
-		}
+	if err := s.agent.wakeUp(r); err != nil {
+		return nil, err
 	}
 	reply := &agentv1.HelloResponse{
 		Version:          agentv1.Version,
@@ -49,6 +49,57 @@ func (s service) Hello(ctx context.Context, r *agentv1.HelloRequest) (*agentv1.H
 	}
 	return reply, nil
 }
+
+// wakeUp makes the guest differ from the one that it may be a copy of, and lets it find what that one did
+// not have.
+func (a *Agent) wakeUp(r *agentv1.HelloRequest) error {
+	if !a.config.Machine {
+		return nil
+	}
+	if len(r.GetEntropy()) > maxEntropy {
+		return fail(codes.InvalidArgument, "%d bytes of entropy: at most %d", len(r.GetEntropy()), maxEntropy)
+	}
+	if err := sys.Reseed(r.GetEntropy()); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if int(r.GetDisks()) > len(a.released) {
+		return fail(codes.InvalidArgument, "%d disks: the guest was saved with %d", r.GetDisks(), len(a.released))
+	}
+	for range r.GetDisks() {
+		if err := sys.BindDisk(a.released[0]); err != nil {
+			return err
+		}
+		a.released = a.released[1:]
+	}
+	if !r.GetRescan() {
+		return nil
+	}
+	return sys.RescanPCI()
+}
+
+// Rest gets the guest ready to be saved: what the copies of it will not have in common is let go of.
+func (s service) Rest(context.Context, *agentv1.Empty) (*agentv1.Empty, error) {
+	if !s.agent.config.Machine {
+		return nil, fail(codes.FailedPrecondition, "this agent has no machine of its own")
+	}
+	s.agent.mu.Lock()
+	defer s.agent.mu.Unlock()
+	if len(s.agent.order) > 0 || s.agent.released != nil {
+		return nil, fail(codes.FailedPrecondition, "the guest has containers, or rests already")
+	}
+	released, err := sys.ReleaseDisks()
+	if err != nil {
+		return nil, err
+	}
+	s.agent.released = released
+	close(s.agent.resting)
+	return empty, nil
+}
+
+// Resting is closed when the guest was told to get ready to be saved.
+func (a *Agent) Resting() <-chan struct{} { return a.resting }
 
 // Ping keeps the clock in step.
 func (s service) Ping(_ context.Context, r *agentv1.PingRequest) (*agentv1.PingResponse, error) {

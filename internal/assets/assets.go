@@ -11,6 +11,10 @@ import (
 	"runtime"
 )
 
+// Cmdline is what the guest's kernel is told beside what a driver tells it: no dummy interface, which nobody
+// asked for.
+const Cmdline = "dummy.numdummies=0"
+
 // Guest is what guest.json, written beside the files when they are built, says of a kernel and image.
 type Guest struct {
 	Dir           string `json:"-"`

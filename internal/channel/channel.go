@@ -131,6 +131,9 @@ func (s *Server) Listen(port uint32) (net.Listener, error) {
 // Done is closed when the connection to the host is gone.
 func (s *Server) Done() <-chan struct{} { return s.done }
 
+// Streams is how many streams are open. When it is 0 and stays so, another host may take the place of this one.
+func (s *Server) Streams() int { return s.session.NumStreams() }
+
 // Close ends every stream and the connection under them.
 func (s *Server) Close() error { return s.session.Close() }
 

@@ -58,11 +58,49 @@ func closeOnExec() error {
 // cmd.ExtraFiles. The signal does not reach the command's
 // own children, and a set-user-ID program loses it.
 func Start(cmd *exec.Cmd) error {
+	tie(cmd)
+	answer := make(chan error, 1)
+	starter() <- request{cmd: cmd, answer: answer}
+	return <-answer
+}
+
+// StartPrepared is Start from a thread made for cmd alone, on which prepare runs first: what that does to the
+// thread, cmd inherits. The thread lives until gone is closed, which must be after cmd has ended, for its
+// end would be cmd's.
+func StartPrepared(cmd *exec.Cmd, prepare func() error, gone <-chan struct{}) error {
+	tie(cmd)
+	answer := make(chan error, 1)
+	ownThread(func() {
+		err := prepare()
+		if err == nil {
+			err = start(cmd)
+		}
+		answer <- err
+		if err == nil {
+			<-gone
+		}
+	})
+	return <-answer
+}
+
+// ownThread runs f on a thread that ends with it. The first thread of a process cannot end.
+func ownThread(f func()) {
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if syscall.Gettid() != os.Getpid() {
+			f()
+			return
+		}
+		defer runtime.UnlockOSThread()
+		done := make(chan struct{})
+		ownThread(func() { defer close(done); f() })
+		<-done // held for as long, so that the next one is another
+	}()
+}
+
+func tie(cmd *exec.Cmd) {
 	if cmd.SysProcAttr == nil {
 		cmd.SysProcAttr = &syscall.SysProcAttr{}
 	}
 	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	answer := make(chan error, 1)
-	starter() <- request{cmd: cmd, answer: answer}
-	return <-answer
 }

@@ -15,6 +15,7 @@ import (
 	"husk.dev/husk/internal/assets"
 	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
 
@@ -48,14 +49,10 @@ func (a *App) own(id string) error {
 	if err != nil {
 		return err
 	}
-	options := sandbox.Options{Config: a.config, Dir: dir, Log: log}
-	if options.Driver, err = a.driver(); err != nil {
+	box, err := a.box(dir, log)
+	if err != nil {
 		return err
 	}
-	// A missing guest is the error of the first request, which has somebody to tell it to.
-	guest, guestErr := assets.Find(a.config.GuestDir)
-	options.Guest, options.GuestErr = guest, guestErr
-	box := sandbox.New(options)
 	server, err := control.NewServer(box, shellProgram)
 	if err != nil {
 		return err
@@ -90,6 +87,20 @@ func (a *App) own(id string) error {
 		log.Warn("clients left without an answer", "error", err)
 	}
 	return box.Remove()
+}
+
+// box is the sandbox that the owner owns.
+func (a *App) box(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) {
+	driver, err := a.driver()
+	if err != nil {
+		return nil, err
+	}
+	// A missing guest is the error of the first request, which has somebody to tell it to.
+	guest, guestErr := assets.Find(a.config.GuestDir)
+	return sandbox.New(sandbox.Options{
+		Config: a.config, Driver: driver, Guest: guest, GuestErr: guestErr, Dir: dir, Log: log,
+		Templates: a.templates(), BuildTemplate: a.buildTemplateLater,
+	}), nil
 }
 
 // inherited is a listening socket that this process was started with.

@@ -32,10 +32,14 @@ type Config struct {
 	VMM string `toml:"vmm"`
 	// QEMU is the QEMU binary. Empty: qemu-system-<arch> from PATH.
 	QEMU string `toml:"qemu"`
-	// Machine is the machine type: microvm or q35.
+	// Machine is the machine type: microvm, q35, or auto: q35 where the VM starts from a template, and
+	// microvm, which boots faster and cannot, where it boots.
 	Machine string `toml:"machine"`
 	// Accel is auto (measure whether KVM is real), kvm or tcg.
 	Accel string `toml:"accel"`
+	// Template is on (start from templates, and build in the background what is not there), ready (start
+	// from those that are there) or off (boot every VM).
+	Template string `toml:"template"`
 	// Virtiofsd is the file service. Empty: the first of its usual places.
 	Virtiofsd string `toml:"virtiofsd"`
 
@@ -50,6 +54,9 @@ type Config struct {
 	WritableMiB int `toml:"writable_mib"`
 	// StartTimeoutSeconds bounds the wait for a guest to boot and answer.
 	StartTimeoutSeconds int `toml:"start_timeout_seconds"`
+
+	// Annotations are the keys that a container's annotations "dev.husk.<key>" may set for it.
+	Annotations []string `toml:"annotations"`
 }
 
 // Default returns the settings of a machine without a configuration file.
@@ -66,9 +73,9 @@ func Default() Config {
 	}
 	return Config{
 		DataDir: data, RunDir: run,
-		VMM: "qemu", Machine: "microvm", Accel: "auto",
+		VMM: "qemu", Machine: "auto", Accel: "auto", Template: "on",
 		MemoryMiB: 512, OverheadMiB: 96, VCPUs: 1, WritableMiB: 10 * 1024,
-		StartTimeoutSeconds: 120,
+		StartTimeoutSeconds: 120, Annotations: []string{"template"},
 	}
 }
 
@@ -129,7 +136,8 @@ func (c Config) Check() error {
 var checks = []func(Config) error{
 	func(c Config) error { return absolute("data_dir", c.DataDir) },
 	func(c Config) error { return absolute("run_dir", c.RunDir) },
-	func(c Config) error { return oneOf("machine", c.Machine, "microvm", "q35") },
+	func(c Config) error { return oneOf("machine", c.Machine, "auto", "microvm", "q35") },
+	func(c Config) error { return oneOf("template", c.Template, "on", "ready", "off") },
 	func(c Config) error { return oneOf("accel", c.Accel, "auto", "kvm", "tcg") },
 	func(c Config) error { return between("memory_mib", c.MemoryMiB, MinMemoryMiB, 1<<24) },
 	func(c Config) error { return between("overhead_mib", c.OverheadMiB, 64, 1<<20) },

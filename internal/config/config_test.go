@@ -3,6 +3,7 @@ package config
 import (
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 )
@@ -80,7 +81,7 @@ func TestEncodedIsReadAgain(t *testing.T) {
 	}
 	file := filepath.Join(t.TempDir(), "config.toml")
 	write(t, file, string(text))
-	if got, err := Load(file); err != nil || got != want {
+	if got, err := Load(file); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("read %+v, %v; want %+v", got, err, want)
 	}
 }

@@ -39,15 +39,34 @@ type Client struct {
 // ErrProtocol is matched by the refusal of an agent that speaks another version.
 var ErrProtocol = errors.New("agent speaks another protocol version")
 
+// Options say what the guest is told of itself.
+type Options struct {
+	Hostname string
+	// Disks is how many of the disks without a driver, that a template has, get theirs.
+	Disks int
+	// Rescan lets the guest look for devices that it was not booted with.
+	Rescan bool
+}
+
+// entropyBytes is how much randomness a guest is given.
+const entropyBytes = 64
+
 // Connect waits, until ctx ends, for the agent to answer and greets it.
-func Connect(ctx context.Context, dialer Dialer, hostname string) (*Client, error) {
+func Connect(ctx context.Context, dialer Dialer, o Options) (*Client, error) {
 	conn, err := dialer.Dial(ctx, agentv1.PortRPC)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}
 	rpc := ttrpc.NewClient(conn)
 	c := &Client{AgentClient: agentv1.NewAgentClient(rpc), dialer: dialer, rpc: rpc}
-	c.hello, err = c.Hello(ctx, &agentv1.HelloRequest{NowUnixNanos: time.Now().UnixNano(), Hostname: hostname})
+	entropy := make([]byte, entropyBytes)
+	if _, err := rand.Read(entropy); err != nil {
+		rpc.Close()
+		return nil, fmt.Errorf("greet the agent: %w", err)
+	}
+	c.hello, err = c.Hello(ctx, &agentv1.HelloRequest{
+		NowUnixNanos: time.Now().UnixNano(), Hostname: o.Hostname, Entropy: entropy, Rescan: o.Rescan, Disks: uint32(o.Disks),
+	})
 	if err != nil {
 		rpc.Close()
 		return nil, fmt.Errorf("greet the agent: %w", err)

@@ -3,29 +3,21 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"runtime"
-	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/config"
 	"husk.dev/husk/internal/guest"
-	"husk.dev/husk/internal/logfile"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/storage"
 	"husk.dev/husk/internal/sys"
-	"husk.dev/husk/internal/vmm"
 )
 
 // ConsoleLog is the guest's console in the state directory.
 const ConsoleLog = "console.log"
-
-// guestCmdline keeps a dummy interface that nobody asked for out of the guest's network.
-const guestCmdline = "dummy.numdummies=0"
 
 // CreateRequest describes a container.
 type CreateRequest struct {
@@ -107,12 +99,16 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	s.mu.Lock()
 	s.warnings = plan.Warnings
 	s.mu.Unlock()
-	root, err := s.bootFor(ctx, c, plan, size, r)
+	root, err := s.startVM(ctx, c, plan, size, r)
 	if err != nil {
 		return err
 	}
 	taken = true
-	return s.createInGuest(ctx, c, plan, root, r)
+	if err := s.createInGuest(ctx, c, plan, root, r); err != nil {
+		return err
+	}
+	s.wantTemplate(size)
+	return nil
 }
 
 // abandon frees what a failed Create has made.
@@ -175,6 +171,9 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 	if err != nil {
 		return nil, ocispec.Size{}, err
 	}
+	if s.config, err = s.options.Config.Annotated(bundle.Spec.Annotations); err != nil {
+		return nil, ocispec.Size{}, err
+	}
 	if len(r.Layers) == 0 {
 		if err := bundle.ResolveRoot(); err != nil {
 			return nil, ocispec.Size{}, err
@@ -192,7 +191,7 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 		return nil, ocispec.Size{}, err
 	}
 	sizing := ocispec.Sizing{
-		MemoryMiB: s.options.Config.MemoryMiB, OverheadMiB: s.options.Config.OverheadMiB, VCPUs: s.options.Config.VCPUs,
+		MemoryMiB: s.config.MemoryMiB, OverheadMiB: s.config.OverheadMiB, VCPUs: s.config.VCPUs,
 		MinMemoryMiB: config.MinMemoryMiB, HostMemoryMiB: int(total >> 20), HostCPUs: runtime.NumCPU(),
 	}
 	if bundle.Spec.Linux == nil {
@@ -201,149 +200,6 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 	}
 	size, err := ocispec.SizeOf(bundle.Spec.Linux.Resources, sizing)
 	return plan, size, err
-}
-
-// bootFor lends the host's files, starts the VM and waits for its agent.
-func (s *Sandbox) bootFor(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
-	spec := vmm.Spec{
-		ID: r.ID, Machine: s.options.Config.Machine, Kernel: s.options.Guest.Kernel, Initrd: s.options.Guest.Initrd,
-		Cmdline: guestCmdline, MemoryMiB: size.MemoryMiB, VCPUs: size.VCPUs, RunDir: s.options.Dir.Path(""),
-	}
-	if s.options.Config.Accel != "auto" {
-		spec.Accel = s.options.Config.Accel
-	}
-	spec.UID = sys.MonitorID()
-	spec.GID = spec.UID
-	root, err := s.lend(ctx, c, plan, r, &spec)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.lendNetwork(c, plan, &spec); err != nil {
-		return nil, err
-	}
-	if err := s.openConsole(&spec); err != nil {
-		return nil, err
-	}
-	end := s.timing.begin("start VMM")
-	vm, err := s.options.Driver.Start(ctx, spec)
-	end()
-	if err != nil {
-		return nil, fmt.Errorf("start virtual machine: %w", err)
-	}
-	s.mu.Lock()
-	s.vm = vm
-	s.undo.Add(func() error { return bounded(vm.Stop) })
-	s.mu.Unlock()
-	if err := c.recordVM(vm); err != nil {
-		return nil, err
-	}
-	if err := s.connect(ctx, vm); err != nil {
-		return nil, err
-	}
-	return root, s.setNetwork(ctx)
-}
-
-// connect waits for the guest's agent.
-func (s *Sandbox) connect(ctx context.Context, vm vmm.VM) error {
-	defer s.timing.begin("boot guest")()
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.options.Config.StartTimeoutSeconds)*time.Second)
-	defer cancel()
-	stop := make(chan struct{})
-	defer close(stop)
-	go func() { // a VM that dies needs no patience
-		select {
-		case <-vm.Done():
-			cancel()
-		case <-stop:
-		}
-	}()
-	client, err := guest.Connect(ctx, vm, "husk")
-	if err != nil {
-		return s.bootError(vm, err)
-	}
-	hello := client.Greeting()
-	s.log.Info("guest answered", "kernel", printable(hello.Kernel), "runner", printable(hello.Runner),
-		"memory_total_kib", hello.MemoryTotalKib, "memory_used_kib", hello.MemoryUsedKib,
-		"agent_rss_kib", hello.AgentRssKib, "boot_us", hello.BootMicroseconds)
-	s.mu.Lock()
-	s.guest = client
-	s.undo.Add(client.Close)
-	s.undo.Add(func() error {
-		return bounded(func(ctx context.Context) error { return s.flush(ctx, vm, client) })
-	})
-	s.mu.Unlock()
-	go s.watch(vm, client)
-	return nil
-}
-
-// bootError says why a guest did not answer, with what it last said.
-func (s *Sandbox) bootError(vm vmm.VM, err error) error {
-	select {
-	case <-vm.Done():
-		if vm.Err() != nil {
-			err = vm.Err()
-		}
-	default:
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("it did not answer within %d s", s.options.Config.StartTimeoutSeconds)
-		}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if last := lastLines(s.console.Tail()); last != "" {
-		return fmt.Errorf("boot guest: %w; last on its console: %s", err, last)
-	}
-	return fmt.Errorf("boot guest: %w; it printed nothing on its console", err)
-}
-
-// flush has the guest write what is dirty, so that files on shares are whole once the VM is gone.
-func (s *Sandbox) flush(ctx context.Context, vm vmm.VM, client *guest.Client) error {
-	select {
-	case <-vm.Done():
-		return nil
-	default:
-	}
-	s.mu.Lock()
-	needed := s.shared
-	s.mu.Unlock()
-	if !needed {
-		return nil
-	}
-	if _, err := client.Sync(ctx, &agentv1.Empty{}); err != nil {
-		s.log.Warn("guest could not flush its files", "error", err)
-	}
-	return nil
-}
-
-// openConsole keeps what the guest prints, bounded.
-func (s *Sandbox) openConsole(spec *vmm.Spec) error {
-	log, err := logfile.Open(s.options.Dir.Path(ConsoleLog), consoleLimit)
-	if err != nil {
-		return err
-	}
-	r, w, err := os.Pipe()
-	if err != nil {
-		log.Close()
-		return fmt.Errorf("make console pipe: %w", err)
-	}
-	copied := make(chan struct{})
-	go func() {
-		defer close(copied)
-		defer r.Close()
-		_, _ = io.Copy(log, r) // ends when the monitor does
-	}()
-	spec.Console = w
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.console = log
-	s.undo.Add(func() error {
-		select {
-		case <-copied:
-		case <-time.After(time.Second):
-		}
-		return log.Close()
-	})
-	return nil
 }
 
 // createInGuest has the agent make the container and follows it from then on.
@@ -384,20 +240,6 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	c.guard(c.init, r.Stdio.Gone)
 	go c.follow()
 	return nil
-}
-
-// recordVM puts the VM's processes on record, for whoever cleans up after a dead owner.
-func (c *container) recordVM(vm vmm.VM) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.record.Isolation = string(vmm.Emulated)
-	if v, ok := vm.(vmm.Isolator); ok {
-		c.record.Isolation = string(v.Isolation())
-	}
-	if p, err := state.Of("vmm", vm.PID()); err == nil {
-		c.record.Helpers = append(c.record.Helpers, p)
-	}
-	return c.save()
 }
 
 // bounded gives an undo step a deadline of its own: it must not end with its caller, nor last for ever.

@@ -29,7 +29,7 @@ const (
 const hangUpWait = 500 * time.Millisecond
 
 // lend adds to spec the disks and shares that the container needs, and says what its root is made of.
-func (s *Sandbox) lend(ctx context.Context, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
+func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
 	defer s.timing.begin("lend files")()
 	root := &agentv1.Rootfs{}
 	if plan.Root != nil {
@@ -45,7 +45,7 @@ func (s *Sandbox) lend(ctx context.Context, c *container, plan *ocispec.Plan, r 
 		root.Upper = &agentv1.Disk{Serial: upperSerial, Filesystem: "ext4"}
 	}
 	if len(plan.Shares) > 0 {
-		share, err := s.lendShares(ctx, c, plan.Shares)
+		share, err := s.lendShares(ctx, a, c, plan.Shares)
 		if err != nil {
 			return nil, err
 		}
@@ -55,9 +55,10 @@ func (s *Sandbox) lend(ctx context.Context, c *container, plan *ocispec.Plan, r 
 }
 
 // lendLayers attaches an image's layers: by virtio-pmem, whose pages the guest maps from the host's page
-// cache, where the machine has it.
+// cache, where the machine has it and boots: a guest that wakes up takes longer to find such a device than
+// to read what it needs from a disk that has its place already.
 func (s *Sandbox) lendLayers(layers []string, root *agentv1.Rootfs, spec *vmm.Spec) {
-	pmem := spec.Machine == "q35"
+	pmem := spec.Machine == machinePCI && spec.From == nil
 	for i, file := range layers {
 		serial := fmt.Sprintf("%s%d", layerSerial, i)
 		spec.Disks = append(spec.Disks, vmm.Disk{Serial: serial, Path: file, ReadOnly: true, Pmem: pmem})
@@ -73,7 +74,7 @@ func (s *Sandbox) lendLayers(layers []string, root *agentv1.Rootfs, spec *vmm.Sp
 // lendDisk makes the disk that takes what the container writes, outside of the state directory: that one
 // is in memory.
 func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string, error) {
-	dir := s.options.Config.ContainerDir(id)
+	dir := s.config.ContainerDir(id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make container's data directory: %w", err)
 	}
@@ -81,18 +82,18 @@ func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string,
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // a dead container's of this id
 		return "", fmt.Errorf("replace old writable disk: %w", err)
 	}
-	return file, disk.Create(ctx, filepath.Join(s.options.Config.DataDir, "blank"), file, sizeMiB)
+	return file, disk.Create(ctx, filepath.Join(s.config.DataDir, "blank"), file, sizeMiB)
 }
 
 // lendShares shows the host's files in the guest through one file service.
-func (s *Sandbox) lendShares(ctx context.Context, c *container, shares []ocispec.SharedPath) (vmm.Share, error) {
+func (s *Sandbox) lendShares(ctx context.Context, a *attempt, c *container, shares []ocispec.SharedPath) (vmm.Share, error) {
 	tree, err := storage.NewTree(s.options.Dir.Path("share"))
 	if err != nil {
 		return vmm.Share{}, err
 	}
+	a.undo.Add(tree.Close)
 	s.mu.Lock()
 	s.shared = true
-	s.undo.Add(tree.Close)
 	s.mu.Unlock()
 	for _, share := range shares {
 		if err := tree.AddBind(share.HostPath, share.GuestName, share.ReadOnly, share.Recursive); err != nil {
@@ -100,15 +101,13 @@ func (s *Sandbox) lendShares(ctx context.Context, c *container, shares []ocispec
 		}
 	}
 	server, err := virtiofs.Start(ctx, virtiofs.Options{
-		Binary: s.options.Config.Virtiofsd, Dir: tree.Path(), Socket: s.options.Dir.Path("virtiofs.sock"),
+		Binary: s.config.Virtiofsd, Dir: tree.Path(), Socket: s.options.Dir.Path("virtiofs.sock"),
 	})
 	if err != nil {
 		return vmm.Share{}, err
 	}
-	s.mu.Lock()
-	s.undo.Add(func() error { return bounded(server.Stop) })
-	s.mu.Unlock()
-	go s.watchShares(server)
+	a.undo.Add(func() error { return bounded(server.Stop) })
+	go s.watchShares(a, server)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p, err := state.Of("virtiofsd", server.PID()); err == nil {
@@ -118,9 +117,11 @@ func (s *Sandbox) lendShares(ctx context.Context, c *container, shares []ocispec
 }
 
 // watchShares ends the sandbox when its file service dies: a guest whose root is gone only hangs.
-func (s *Sandbox) watchShares(server *virtiofs.Server) {
+func (s *Sandbox) watchShares(a *attempt, server *virtiofs.Server) {
 	select {
 	case <-server.Done():
+	case <-a.dropped:
+		return
 	case <-s.done:
 		return
 	}
@@ -131,6 +132,8 @@ func (s *Sandbox) watchShares(server *virtiofs.Server) {
 		// The service also ends because the monitor has, and then that one's reason is the better one.
 		select {
 		case <-vm.Done():
+			return
+		case <-a.dropped:
 			return
 		case <-s.done:
 			return

@@ -14,7 +14,7 @@ import (
 var errHostNetwork = errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces)")
 
 // lendNetwork takes over the interfaces of the container's network namespace and gives the VM cards for them.
-func (s *Sandbox) lendNetwork(c *container, plan *ocispec.Plan, spec *vmm.Spec) error {
+func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec *vmm.Spec) error {
 	if plan.Network != ocispec.NetworkPath {
 		return nil
 	}
@@ -31,10 +31,10 @@ func (s *Sandbox) lendNetwork(c *container, plan *ocispec.Plan, spec *vmm.Spec) 
 		return err
 	}
 	spec.NICs = net.NICs
+	a.undo.Add(net.Close)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.network = net.Guest
-	s.undo.Add(net.Close)
 	return nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"husk.dev/husk/internal/guest"
 	"husk.dev/husk/internal/logfile"
 	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/template"
 	"husk.dev/husk/internal/vmm"
 )
 
@@ -41,6 +42,11 @@ type Options struct {
 	Guest  assets.Guest
 	// GuestErr is why there is no Guest, for the first Create to tell.
 	GuestErr error
+	// Templates is where VMs may start from; nil boots all.
+	Templates *template.Store
+	// BuildTemplate starts the building of the template for VMs of a size and does not wait for it; nil
+	// builds none.
+	BuildTemplate func(memoryMiB, vcpus int) error
 	// Dir is the state directory of the container that the VM is made for.
 	Dir *state.Dir
 	Log *slog.Logger
@@ -52,6 +58,9 @@ type Sandbox struct {
 	log     *slog.Logger
 	done    chan struct{} // closed when all is undone
 	timing  timeline
+
+	config config.Config // options.Config with the container's annotations; written before the VM is started
+	wanted string        // key of the template that was not there, as config
 
 	mu         sync.Mutex // guards the fields below
 	vm         vmm.VM
@@ -74,7 +83,7 @@ type Sandbox struct {
 // New makes a sandbox with no VM yet: the first Create starts it.
 func New(options Options) *Sandbox {
 	return &Sandbox{
-		options: options, log: options.Log, done: make(chan struct{}), containers: map[string]*container{}, shells: map[string]*process{},
+		options: options, config: options.Config, log: options.Log, done: make(chan struct{}), containers: map[string]*container{}, shells: map[string]*process{},
 	}
 }
 

@@ -1,6 +1,7 @@
 package vmm
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"regexp"
@@ -36,7 +37,7 @@ func (s Spec) Check() error {
 }
 
 var specChecks = []func(Spec) error{
-	checkID, checkAccel, checkKernel, checkCmdline, checkSize, checkDisks, checkShares, checkNICs, checkRunDir,
+	checkID, checkAccel, checkKernel, checkCmdline, checkSize, checkDisks, checkShares, checkNICs, checkSnapshot, checkRunDir,
 }
 
 func checkID(s Spec) error {
@@ -148,6 +149,27 @@ func checkNICs(s Spec) error {
 			return fmt.Errorf("network card %d (%s): %d vhost files for %d queues: must be as many, or none", i, nic.Name, len(nic.Vhosts), len(nic.Taps))
 		}
 		seen[mac.String()] = true
+	}
+	return nil
+}
+
+func checkSnapshot(s Spec) error {
+	switch {
+	case s.Savable && s.From != nil:
+		return errors.New("a VM that continues a saved one cannot be saved")
+	case s.Savable && len(s.Disks)+len(s.Shares)+len(s.NICs) > 0:
+		return errors.New("a VM that is to be saved can have no disks, no shares and no network cards")
+	case s.From == nil:
+		return nil
+	}
+	if err := checkPath("saved memory", s.From.Memory); err != nil {
+		return err
+	}
+	if err := checkPath("saved state", s.From.State); err != nil {
+		return err
+	}
+	if s.From.MemoryMiB < MinMemoryMiB || s.From.MemoryMiB > s.MemoryMiB {
+		return fmt.Errorf("a saved VM of %d MiB cannot continue with %d MiB", s.From.MemoryMiB, s.MemoryMiB)
 	}
 	return nil
 }

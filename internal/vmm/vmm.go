@@ -46,6 +46,7 @@ type Info struct {
 	Pmem      bool      // takes Disk.Pmem on its default machine
 	Shares    bool      // takes Spec.Shares
 	Hotplug   bool      // plugs devices into a running VM
+	Snapshots bool      // takes Spec.From and Spec.Savable on machine q35
 }
 
 // Isolation is the class of what keeps a guest in.
@@ -69,6 +70,13 @@ type Spec struct {
 
 	MemoryMiB int // guest RAM
 	VCPUs     int
+
+	// From is a saved VM to continue in place of booting Kernel, which must be its kernel all the same, as
+	// Initrd, Cmdline, Machine, Accel and VCPUs must be its own. Memory beyond its RAM is plugged in
+	// beside it; see SavedDisks for how the guest finds that and its devices.
+	From *Snapshot
+	// Savable keeps the VM so that Saver can write it out. It takes no Disks, Shares and NICs.
+	Savable bool
 
 	Disks  []Disk
 	Shares []Share
@@ -120,6 +128,29 @@ func CloseNICs(nics []NIC) {
 			f.Close()
 		}
 	}
+}
+
+// SavedDisks is how many disks a saved VM has places for: the first of Spec.Disks that are no Pmem take them, in
+// order. The guest has no driver on them when it wakes up. All else it finds by looking for new devices.
+const SavedDisks = 8
+
+// Snapshot is a saved VM.
+type Snapshot struct {
+	Memory    string // file: the guest's RAM, sparse, MemoryMiB long
+	State     string // file: the state of processors and devices
+	MemoryMiB int
+}
+
+// Saver writes a VM of Spec.Savable out for a Snapshot. Its processors stand still from then on, and it
+// can only be stopped.
+type Saver interface {
+	Save(ctx context.Context, memory, state *os.File) error
+}
+
+// Keyer tells what a snapshot depends on: two Specs with the same key differ in nothing that a saved VM
+// of the one could not be continued as the other, on this machine and with this monitor.
+type Keyer interface {
+	SnapshotKey(s Spec) (string, error)
 }
 
 // Pauser stops and continues the virtual processors of a VM.

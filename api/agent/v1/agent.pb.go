@@ -64,9 +64,16 @@ func (*Empty) Descriptor() ([]byte, []int) {
 }
 
 type HelloRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	NowUnixNanos  int64                  `protobuf:"varint,1,opt,name=now_unix_nanos,json=nowUnixNanos,proto3" json:"now_unix_nanos,omitempty"` // the host's clock
-	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	NowUnixNanos int64                  `protobuf:"varint,1,opt,name=now_unix_nanos,json=nowUnixNanos,proto3" json:"now_unix_nanos,omitempty"` // the host's clock
+	Hostname     string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// Fresh random bytes of the host's, at most 512: the guest may be a copy of another one, which must not
+	// share a single random number with it.
+	Entropy []byte `protobuf:"bytes,3,opt,name=entropy,proto3" json:"entropy,omitempty"`
+	// Look for devices that came while the guest stood still.
+	Rescan bool `protobuf:"varint,4,opt,name=rescan,proto3" json:"rescan,omitempty"`
+	// So many of the disks that the agent took the driver from, before the guest was saved, get it back.
+	Disks         uint32 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -113,6 +120,27 @@ func (x *HelloRequest) GetHostname() string {
 		return x.Hostname
 	}
 	return ""
+}
+
+func (x *HelloRequest) GetEntropy() []byte {
+	if x != nil {
+		return x.Entropy
+	}
+	return nil
+}
+
+func (x *HelloRequest) GetRescan() bool {
+	if x != nil {
+		return x.Rescan
+	}
+	return false
+}
+
+func (x *HelloRequest) GetDisks() uint32 {
+	if x != nil {
+		return x.Disks
+	}
+	return 0
 }
 
 type HelloResponse struct {
@@ -1988,10 +2016,13 @@ var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/agent/v1/agent.proto\x12\rhusk.agent.v1\"\a\n" +
-	"\x05Empty\"P\n" +
+	"\x05Empty\"\x98\x01\n" +
 	"\fHelloRequest\x12$\n" +
 	"\x0enow_unix_nanos\x18\x01 \x01(\x03R\fnowUnixNanos\x12\x1a\n" +
-	"\bhostname\x18\x02 \x01(\tR\bhostname\"\x92\x02\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x18\n" +
+	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x16\n" +
+	"\x06rescan\x18\x04 \x01(\bR\x06rescan\x12\x14\n" +
+	"\x05disks\x18\x05 \x01(\rR\x05disks\"\x92\x02\n" +
 	"\rHelloResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12\x16\n" +
@@ -2139,7 +2170,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM2\x8a\t\n" +
+	"\x03OOM2\xbe\t\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -2158,6 +2189,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Shell\x12\x1b.husk.agent.v1.ShellRequest\x1a\x1b.husk.agent.v1.ExecResponse\x12D\n" +
 	"\n" +
 	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
+	"\x04Rest\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
 
 var (
@@ -2237,26 +2269,28 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	0,  // 28: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
 	15, // 29: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
 	5,  // 30: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	0,  // 31: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 32: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 33: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	8,  // 34: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 35: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 36: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	14, // 37: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 38: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 39: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 40: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 41: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 42: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	19, // 43: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	24, // 44: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	26, // 45: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	14, // 46: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 47: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 48: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	32, // [32:49] is the sub-list for method output_type
-	15, // [15:32] is the sub-list for method input_type
+	0,  // 31: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 32: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 33: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 34: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	8,  // 35: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 36: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 37: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	14, // 38: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 39: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 40: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 41: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 42: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 43: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	19, // 44: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	24, // 45: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	26, // 46: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	14, // 47: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 48: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 49: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 50: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	33, // [33:51] is the sub-list for method output_type
+	15, // [15:33] is the sub-list for method input_type
 	15, // [15:15] is the sub-list for extension type_name
 	15, // [15:15] is the sub-list for extension extendee
 	0,  // [0:15] is the sub-list for field type_name

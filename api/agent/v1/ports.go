@@ -17,3 +17,6 @@ const (
 	// ShareDir holds one directory for each virtio-fs share, named by its tag.
 	ShareDir = "/run/husk/share"
 )
+
+// Rested is the line on the console by which the agent says that the guest may be saved.
+const Rested = "husk-agent: at rest"

@@ -31,6 +31,8 @@ type Channel struct {
 	RPC, IO net.Listener
 	// Done is closed when the host is gone; nil where only the listeners tell.
 	Done <-chan struct{}
+	// Streams is how many streams are open; nil where that does not outlive a change of hosts.
+	Streams func() int
 }
 
 // OpenChannel opens the channel that the kernel's command line names with husk.channel: serial, the
@@ -75,7 +77,7 @@ func openSerial(ctx context.Context) (*Channel, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open channel: %w", err), server.Close())
 	}
-	return &Channel{RPC: rpc, IO: io, Done: server.Done()}, nil
+	return &Channel{RPC: rpc, IO: io, Done: server.Done(), Streams: server.Streams}, nil
 }
 
 // openPort opens the agent's serial port once the host is at the other end: until then a read would say

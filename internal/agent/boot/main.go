@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/agent"
 )
 
@@ -77,13 +78,25 @@ func serve(cmdline Cmdline, version string) error {
 	config := agent.GuestConfig()
 	config.Version = version
 	config.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	entered := make(chan struct{})
 	go func() {
+		defer close(entered)
 		if err := enterCgroup(); err != nil {
 			config.Log.Warn("the agent has no cgroup of its own", "error", err)
 		}
 	}()
 	ended := make(chan error, 1)
-	go func() { ended <- agent.New(config).Serve(ctx, ch.RPC, ch.IO) }()
+	served := agent.New(config)
+	go func() { ended <- served.Serve(ctx, ch.RPC, ch.IO) }()
+	go func() {
+		<-served.Resting()
+		<-entered
+		for ch.Streams != nil && ch.Streams() > 0 {
+			time.Sleep(pause)
+		}
+		debug.FreeOSMemory()
+		fmt.Fprintln(os.Stderr, agentv1.Rested)
+	}()
 	select {
 	case err := <-ended:
 		return fmt.Errorf("the channel to the host has ended: %w", err)

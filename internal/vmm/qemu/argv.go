@@ -9,6 +9,18 @@ import (
 	"husk.dev/husk/internal/vmm"
 )
 
+const (
+	// lentRAM is a path that QEMU opens and that is no file's: see memory.
+	lentRAM = "/husk/ram"
+	// roomMiB is how much of a q35's address space is kept for memory that comes later.
+	roomMiB = 256 << 10
+	// memoryUnit is what more memory must be a multiple of, in MiB: virtio-mem's blocks, and Linux' parts of
+	// its own.
+	memoryUnit = 4
+	// portCount is how many devices can be plugged into a running q35.
+	portCount = 4
+)
+
 // agentPort is the name of the guest's virtio-serial port that carries internal/channel.
 const agentPort = "husk.agent"
 
@@ -23,6 +35,9 @@ type facts struct {
 	qmp     int  // descriptors
 	kernel  int
 	initrd  int        // 0: none
+	ram     int        // a file in memory that is the guest's RAM; 0: QEMU makes one, or lent
+	lent    bool       // QEMU's open of lentRAM is answered with the saved memory
+	state   int        // of the saved VM that is continued; 0: the VM boots
 	agent   int        // the socket of the serial channel; 0: the channel is a vsock
 	vhost   int        // /dev/vhost-vsock; 0: the channel is serial
 	cid     uint32     // of the vsock
@@ -42,15 +57,37 @@ func argv(s vmm.Spec, f facts) []string {
 	b := &builder{spec: s, facts: f}
 	b.base()
 	b.machine()
-	b.boot()
+	if f.arch == "amd64" && s.Machine == q35 {
+		b.add("-bios", "qboot.rom") // 50 times smaller than the default, and it knows what we need
+	}
+	if s.From == nil {
+		b.boot()
+	} else {
+		b.add("-incoming", "defer") // see machine.load
+	}
 	b.monitor()
 	b.channel()
 	b.entropy()
+	if s.Machine == q35 {
+		b.ports()
+	}
+	// All above, and the places of disks, are the same in a saved VM and in one that continues it. All else is
+	// not there yet when the guest wakes up, and it finds it by looking for new devices on the PCI bus.
+	blocks := 0
+	for i, d := range s.Disks {
+		if !d.Pmem {
+			b.block(i, d)
+			blocks++
+		}
+	}
+	if s.Savable || s.From != nil {
+		for ; blocks < vmm.SavedDisks; blocks++ {
+			b.place(blocks)
+		}
+	}
 	for i, d := range s.Disks {
 		if d.Pmem {
 			b.pmem(i, d)
-		} else {
-			b.block(i, d)
 		}
 	}
 	for i, share := range s.Shares {
@@ -58,6 +95,9 @@ func argv(s vmm.Spec, f facts) []string {
 	}
 	for i, nic := range s.NICs {
 		b.nic(i, nic)
+	}
+	if more := s.MemoryMiB - b.baseMiB(); more > 0 {
+		b.moreMemory(more)
 	}
 	return b.args
 }
@@ -117,12 +157,46 @@ func (b *builder) machine() {
 	}
 	b.add("-smp", strconv.Itoa(b.spec.VCPUs))
 	b.add("-m", b.memory())
-	// A file service maps the guest's memory, so it must be a file: one that exists in memory only.
-	if len(b.spec.Shares) > 0 {
-		b.addf("-object", "memory-backend-memfd,id=ram,size=%dM,share=on", b.spec.MemoryMiB)
-	} else {
-		b.addf("-object", "memory-backend-ram,id=ram,size=%dM", b.spec.MemoryMiB)
+	b.ram()
+	if b.spec.Savable {
+		// That its processors stand still is no part of what is saved: whoever continues it wants them to run.
+		b.add("-global", "migration.store-global-state=off")
 	}
+}
+
+// baseMiB is the RAM that the guest was, or is, booted with.
+func (b *builder) baseMiB() int {
+	if b.spec.From != nil {
+		return b.spec.From.MemoryMiB
+	}
+	return b.spec.MemoryMiB
+}
+
+// ram is what the guest's RAM is made of. A file service maps it, so there it must be a file: one that exists
+// in memory only. A lent file is mapped copy-on-write, and shared with every VM it is lent to.
+func (b *builder) ram() {
+	size := b.baseMiB()
+	switch {
+	case b.facts.lent:
+		b.addf("-object", "memory-backend-file,id=ram,size=%dM,mem-path=%s,share=off", size, lentRAM)
+	case b.facts.ram != 0:
+		b.addf("-object", "memory-backend-file,id=ram,size=%dM,mem-path=%s,share=on", size, descriptor(b.facts.ram))
+	case len(b.spec.Shares) > 0:
+		b.addf("-object", "memory-backend-memfd,id=ram,size=%dM,share=on", size)
+	default:
+		b.addf("-object", "memory-backend-ram,id=ram,size=%dM", size)
+	}
+}
+
+// moreMemory is RAM that a continued VM did not have when it was saved.
+func (b *builder) moreMemory(mib int) {
+	mib = (mib + memoryUnit - 1) / memoryUnit * memoryUnit
+	if len(b.spec.Shares) > 0 {
+		b.addf("-object", "memory-backend-memfd,id=more,size=%dM,share=on", mib)
+	} else {
+		b.addf("-object", "memory-backend-ram,id=more,size=%dM", mib)
+	}
+	b.device("virtio-mem", fmt.Sprintf("memdev=more,requested-size=%dM", mib), false)
 }
 
 // hostCPU is the host's processor less what would let the guest run guests. KVM gives AMD's processors
@@ -153,26 +227,23 @@ func (b *builder) machineType() string {
 	return "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off"
 }
 
-// memory leaves room in the address space for disks that are memory.
+// memory leaves room in the address space for disks that are memory and for more RAM.
 func (b *builder) memory() string {
-	const mib = 1 << 20
-	slots, most := 0, int64(b.spec.MemoryMiB)
-	for i, d := range b.spec.Disks {
-		if d.Pmem {
-			slots++
-			most += (b.facts.disks[i].size + mib - 1) / mib
-		}
+	size := b.baseMiB()
+	if b.spec.Machine != q35 {
+		return fmt.Sprintf("%dM", size)
 	}
-	if slots == 0 {
-		return fmt.Sprintf("%dM", b.spec.MemoryMiB)
+	return fmt.Sprintf("%dM,slots=1,maxmem=%dM", size, size+roomMiB)
+}
+
+// ports are where devices are plugged while the VM runs.
+func (b *builder) ports() {
+	for i := range portCount {
+		b.addf("-device", "pcie-root-port,id=port%d,chassis=%d,multifunction=on,addr=0x10.0x%x,io-reserve=0", i, i+1, i)
 	}
-	return fmt.Sprintf("%dM,slots=%d,maxmem=%dM", b.spec.MemoryMiB, slots, most)
 }
 
 func (b *builder) boot() {
-	if b.facts.arch == "amd64" && b.spec.Machine == q35 {
-		b.add("-bios", "qboot.rom") // 50 times smaller than the default, and it knows what we need
-	}
 	b.add("-kernel", descriptor(b.facts.kernel))
 	if b.facts.initrd != 0 {
 		b.add("-initrd", descriptor(b.facts.initrd))
@@ -245,6 +316,12 @@ func (b *builder) block(i int, d vmm.Disk) {
 	// The guest hears of errors. Left to itself QEMU stops a VM whose disk the host has no room for, and
 	// the containers in it hang.
 	b.device("virtio-blk", fmt.Sprintf("drive=%s,serial=%s,werror=report", node, d.Serial), true)
+}
+
+// place adds a virtio-blk device with nothing behind it, for a disk that a saved VM may be continued with.
+func (b *builder) place(i int) {
+	b.addf("-blockdev", "driver=null-co,node-name=place%d,size=512", i)
+	b.device("virtio-blk", fmt.Sprintf("drive=place%d", i), true)
 }
 
 // pmem adds a disk that the guest sees as memory: the host's page cache of the image itself.

@@ -119,6 +119,37 @@ func TestArgv(t *testing.T) {
 	}
 }
 
+// TestArgvOfSnapshots: what is saved and what continues it must agree on all that comes before the disks.
+func TestArgvOfSnapshots(t *testing.T) {
+	layer := vmm.Disk{Serial: "layer-1", Path: "/d/b", ReadOnly: true}
+	for _, c := range []struct {
+		name string
+		spec func() (vmm.Spec, facts)
+	}{
+		{"q35-savable", func() (vmm.Spec, facts) {
+			s, f := spec(q35), tcg()
+			s.Savable, f.ram = true, 7
+			return s, f
+		}},
+		{"q35-continued", func() (vmm.Spec, facts) { // its first disk takes a place, memory is plugged in
+			s, f := spec(q35), tcg()
+			s.From, s.MemoryMiB = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256}, 1023
+			s.Disks, f.disks = []vmm.Disk{layer}, []diskFact{{fd: 8, size: 4096}}
+			f.kernel, f.initrd, f.state, f.lent = 0, 0, 3, true
+			return s, f
+		}},
+		{"q35-continued-shares", func() (vmm.Spec, facts) { // its memory is a copy that the file service maps
+			s, f := spec(q35), tcg()
+			s.From = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256}
+			s.Shares, f.shares = []vmm.Share{{Tag: "rootfs", Socket: "/r"}}, []int{8}
+			f.kernel, f.initrd, f.state, f.ram = 0, 0, 3, 4
+			return s, f
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) { golden(t, c.name, lines(argv(c.spec()))) })
+	}
+}
+
 // lines puts every option on a line of its own.
 func lines(args []string) string {
 	var b strings.Builder

@@ -94,7 +94,7 @@ func TestCheckRefusesWhatTheMachineCannot(t *testing.T) {
 	}{
 		{"pmem", microvm, "machine q35", []vmm.Disk{{Serial: "d", Path: "/d", Pmem: true}}},
 		{"many disks", microvm, "machine q35", many(22)},
-		{"too many disks", q35, "", many(26)},
+		{"too many disks", q35, "", many(24)},
 		{"too many disks for any machine", microvm, "", many(40)},
 		{"machine", "pc", "machine microvm or q35", nil},
 	} {
@@ -112,8 +112,8 @@ func TestCheckRefusesWhatTheMachineCannot(t *testing.T) {
 		t.Errorf("21 disks on a microvm: %v", check(s))
 	}
 	s = spec(q35)
-	if s.Disks = many(25); check(s) != nil {
-		t.Errorf("25 disks on q35: %v", check(s))
+	if s.Disks = many(23); check(s) != nil {
+		t.Errorf("23 disks on q35: %v", check(s))
 	}
 }
 

@@ -23,6 +23,7 @@ type resources struct {
 	inherit []*os.File // QEMU's descriptors from 3 on
 	qmp     net.Conn
 	agent   net.Conn // nil where the channel is a vsock
+	ram     *os.File // guest RAM that must outlive the start: to be saved, or lent to QEMU
 	undo    cleanup.Stack
 }
 
@@ -48,15 +49,10 @@ func (r *resources) close() {
 
 // open opens all files of s and fills in their numbers.
 func (r *resources) open(ctx context.Context, s vmm.Spec, f *facts) error {
-	var err error
-	if f.kernel, err = r.image(s, "kernel", s.Kernel); err != nil {
+	if err := r.start(s, f); err != nil {
 		return err
 	}
-	if s.Initrd != "" {
-		if f.initrd, err = r.image(s, "initrd", s.Initrd); err != nil {
-			return err
-		}
-	}
+	var err error
 	for _, d := range s.Disks {
 		fact, err := r.disk(s, d)
 		if err != nil {
@@ -78,6 +74,26 @@ func (r *resources) open(ctx context.Context, s vmm.Spec, f *facts) error {
 		return err
 	}
 	return r.channel(f)
+}
+
+// start opens what the guest starts from: a kernel, or a saved VM.
+func (r *resources) start(s vmm.Spec, f *facts) error {
+	if s.From != nil {
+		return r.snapshot(s, f)
+	}
+	var err error
+	if f.kernel, err = r.image(s, "kernel", s.Kernel); err != nil {
+		return err
+	}
+	if s.Initrd != "" {
+		if f.initrd, err = r.image(s, "initrd", s.Initrd); err != nil {
+			return err
+		}
+	}
+	if s.Savable {
+		return r.savable(s, f)
+	}
+	return nil
 }
 
 // channel makes the way to the agent: a vsock where the host has one, else a serial port.

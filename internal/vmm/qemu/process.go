@@ -14,6 +14,7 @@ import (
 
 	"husk.dev/husk/internal/child"
 	"husk.dev/husk/internal/sys/kvm"
+	"husk.dev/husk/internal/sys/seccomp"
 	"husk.dev/husk/internal/sys/tsc"
 	"husk.dev/husk/internal/vmm"
 )
@@ -108,32 +109,64 @@ func (d *Driver) start(ctx context.Context, s vmm.Spec) (*machine, error) {
 	}
 	f := hostFacts(accel)
 	f.console = s.Console != nil
+	f.lent = s.From != nil && len(s.Shares) == 0 // a file service writes to memory that it must share with QEMU
 	var r resources
 	defer r.close()
 	if err := r.open(ctx, s, &f); err != nil {
 		return nil, err
 	}
 	cmd, stderr := newCommand(binary, s, f, &r)
-	if err := child.Start(cmd); err != nil {
+	done := make(chan struct{})
+	err = launch(cmd, &r, f.lent, done)
+	if errors.Is(err, errNoFilter) { // another filter has a listener already, or the kernel is old
+		f.lent = false
+		if err := r.copyMemory(r.ram, &f); err != nil {
+			return nil, err
+		}
+		cmd, stderr = newCommand(binary, s, f, &r)
+		err = launch(cmd, &r, false, done)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("run %s: %w", binary, err)
 	}
 	r.given()
-	m, err := newMachine(s.ID, cmd, stderr, &r, f.cid)
+	m, err := newMachine(s, cmd, stderr, &r, done)
 	if err != nil {
 		return nil, err
 	}
-	m.accel = accel
-	if err := m.ready(ctx); err != nil {
+	m.accel, m.cid = accel, f.cid
+	if err := m.ready(ctx, f); err != nil {
 		return nil, m.abandon(ctx, err)
 	}
 	r.undo.Release() // the sockets are the machine's from now on
 	return m, nil
 }
 
+// errNoFilter is matched when this process cannot answer system calls of QEMU.
+var errNoFilter = errors.New("no seccomp listener")
+
+// launch starts QEMU. It ends with this process, and done must be closed when it has ended.
+func launch(cmd *exec.Cmd, r *resources, lend bool, done <-chan struct{}) error {
+	if !lend {
+		return child.Start(cmd)
+	}
+	opener := seccomp.NewOpener(lentRAM, r.ram)
+	return child.StartPrepared(cmd, func() error {
+		if err := opener.Install(); err != nil {
+			return fmt.Errorf("%w: %w", errNoFilter, err)
+		}
+		go func() { _ = opener.Serve() }() // without it QEMU's opens fail, and it says so
+		return nil
+	}, done)
+}
+
 // ready waits until QEMU runs the guest.
-func (m *machine) ready(ctx context.Context) error {
+func (m *machine) ready(ctx context.Context, f facts) error {
 	if err := m.qmp.handshake(ctx); err != nil {
 		return err
+	}
+	if f.state != 0 {
+		return m.load(ctx, f.state)
 	}
 	var status struct {
 		Status string `json:"status"`

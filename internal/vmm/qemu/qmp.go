@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
+	"syscall"
 	"time"
 )
 
@@ -19,11 +21,13 @@ const writeWait = 10 * time.Second
 type qmpClient struct {
 	conn    net.Conn
 	greeted chan struct{} // closed by the greeting
+	resumed chan struct{} // closed when the guest runs for the first time after it was loaded
 	done    chan struct{} // closed when nothing more comes
 
 	mu      sync.Mutex
 	next    uint64                  // guarded by mu: id of the last command
 	pending map[uint64]chan message // guarded by mu: commands without a reply
+	running bool                    // guarded by mu: resumed is closed
 	reason  string                  // guarded by mu: the last event that told why the VM ends
 	failed  error                   // guarded by mu: why nothing more comes
 }
@@ -31,7 +35,7 @@ type qmpClient struct {
 // newQMP runs a client on conn, which it owns from then on.
 func newQMP(conn net.Conn) *qmpClient {
 	c := &qmpClient{
-		conn: conn, greeted: make(chan struct{}), done: make(chan struct{}),
+		conn: conn, greeted: make(chan struct{}), resumed: make(chan struct{}), done: make(chan struct{}),
 		pending: map[uint64]chan message{},
 	}
 	go c.read()
@@ -50,9 +54,26 @@ func (c *qmpClient) handshake(ctx context.Context) error {
 	return c.execute(ctx, "qmp_capabilities", nil, nil)
 }
 
+// awaitResume waits until a loaded guest runs.
+func (c *qmpClient) awaitResume(ctx context.Context) error {
+	select {
+	case <-c.resumed:
+		return nil
+	case <-c.done:
+		return fmt.Errorf("load the saved VM: %w", c.err())
+	case <-ctx.Done():
+		return fmt.Errorf("load the saved VM: %w", ctx.Err())
+	}
+}
+
 // execute runs a command and decodes what it returns into result, unless that is nil.
 func (c *qmpClient) execute(ctx context.Context, name string, arguments, result any) error {
-	reply, id, err := c.send(name, arguments)
+	return c.executeWith(ctx, nil, name, arguments, result)
+}
+
+// executeWith is execute of a command that takes an open file.
+func (c *qmpClient) executeWith(ctx context.Context, file *os.File, name string, arguments, result any) error {
+	reply, id, err := c.send(file, name, arguments)
 	if err != nil {
 		return fmt.Errorf("execute %s: %w", name, err)
 	}
@@ -81,7 +102,7 @@ func (c *qmpClient) execute(ctx context.Context, name string, arguments, result 
 	return nil
 }
 
-func (c *qmpClient) send(name string, arguments any) (<-chan message, uint64, error) {
+func (c *qmpClient) send(file *os.File, name string, arguments any) (<-chan message, uint64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.failed != nil {
@@ -96,7 +117,7 @@ func (c *qmpClient) send(name string, arguments any) (<-chan message, uint64, er
 	c.pending[c.next] = reply
 	err = c.conn.SetWriteDeadline(time.Now().Add(writeWait))
 	if err == nil {
-		_, err = c.conn.Write(append(line, '\n'))
+		err = write(c.conn, append(line, '\n'), file)
 	}
 	if err != nil {
 		c.failed = fmt.Errorf("write QMP: %w", err) // half a command may be on its way
@@ -104,6 +125,20 @@ func (c *qmpClient) send(name string, arguments any) (<-chan message, uint64, er
 		return nil, 0, c.failed
 	}
 	return reply, c.next, nil
+}
+
+// write sends a command, with a file where it takes one.
+func write(conn net.Conn, line []byte, file *os.File) error {
+	if file == nil {
+		_, err := conn.Write(line)
+		return err
+	}
+	socket, ok := conn.(*net.UnixConn)
+	if !ok {
+		return errors.New("the connection carries no files")
+	}
+	_, _, err := socket.WriteMsgUnix(line, syscall.UnixRights(int(file.Fd())), nil)
+	return err
 }
 
 func (c *qmpClient) forget(id uint64) {
@@ -161,6 +196,10 @@ func (c *qmpClient) deliver(m message) {
 	if m.Event != "" {
 		if reason := endReason(m); reason != "" {
 			c.reason = reason
+		}
+		if m.Event == "RESUME" && !c.running {
+			c.running = true
+			close(c.resumed)
 		}
 		return
 	}

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"fmt"
+	"runtime"
 
 	"husk.dev/husk/internal/vmm"
 )
@@ -11,9 +12,11 @@ const (
 	microvmSlots = 24
 	// q35Slots is how many devices fit on the root bus beside the host bridge and the chipset, with
 	// some room to spare.
-	q35Slots = 28
+	q35Slots = 28 - pciSlots
 	// ownSlots are taken by the serial device, the random number device and the vsock.
 	ownSlots = 3
+	// pciSlots are taken on a q35 by the ports and more memory.
+	pciSlots = 2
 )
 
 // check returns the first thing in s that QEMU cannot do.
@@ -29,7 +32,7 @@ func check(s vmm.Spec) error {
 	return nil
 }
 
-var checks = []func(vmm.Spec) error{checkMachine, checkPmem, checkSlots}
+var checks = []func(vmm.Spec) error{checkMachine, checkPmem, checkSlots, checkSnapshot}
 
 func checkMachine(s vmm.Spec) error {
 	switch s.Machine {
@@ -54,7 +57,11 @@ func checkSlots(s vmm.Spec) error {
 	if s.Machine == q35 {
 		slots, needs = q35Slots, ""
 	}
-	if used := ownSlots + len(s.Disks) + len(s.Shares) + len(s.NICs); used > slots {
+	disks := len(s.Disks)
+	if s.From != nil {
+		disks = max(disks, vmm.SavedDisks)
+	}
+	if used := ownSlots + disks + len(s.Shares) + len(s.NICs); used > slots {
 		if used > q35Slots {
 			needs = ""
 		}
@@ -62,6 +69,14 @@ func checkSlots(s vmm.Spec) error {
 			Driver: name, Needs: needs,
 			What: fmt.Sprintf("more than %d disks, shares and network cards on machine %s", slots-ownSlots, s.Machine),
 		}
+	}
+	return nil
+}
+
+// checkSnapshot: a microvm finds its devices when it boots and never again.
+func checkSnapshot(s vmm.Spec) error {
+	if (s.From != nil || s.Savable) && (s.Machine != q35 || runtime.GOARCH != "amd64") {
+		return &vmm.UnsupportedError{Driver: name, What: "a saved VM on machine " + s.Machine, Needs: "machine q35 on amd64"}
 	}
 	return nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"os/exec"
 	"sync/atomic"
 	"time"
@@ -18,7 +19,7 @@ import (
 // dialPause is how long a vsock port that does not answer is left alone.
 const dialPause = 20 * time.Millisecond
 
-// machine is a running QEMU. It implements vmm.VM and vmm.Pauser.
+// machine is a running QEMU. It implements vmm.VM, vmm.Pauser and vmm.Saver.
 type machine struct {
 	id     string
 	cmd    *exec.Cmd
@@ -27,6 +28,7 @@ type machine struct {
 	agent  *channel.Client // nil where the channel is a vsock
 	cid    uint32          // of the vsock
 	accel  string          // kvm or tcg
+	ram    *os.File        // the guest's memory, where it is to be saved or lent
 
 	stopped atomic.Bool   // we asked for the end
 	done    chan struct{} // closed when QEMU is gone
@@ -41,15 +43,16 @@ func (m *machine) Isolation() vmm.Isolation {
 	return vmm.Emulated
 }
 
-// newMachine takes over a QEMU that has just started and our ends of its sockets. On an error QEMU is
-// gone again.
-func newMachine(id string, cmd *exec.Cmd, stderr *tail, r *resources, cid uint32) (*machine, error) {
-	m := &machine{id: id, cmd: cmd, stderr: stderr, qmp: newQMP(r.qmp), cid: cid, done: make(chan struct{})}
+// newMachine takes over a QEMU that has just started, our ends of its sockets, and done, which it closes
+// when QEMU has ended. On an error QEMU is gone again.
+func newMachine(s vmm.Spec, cmd *exec.Cmd, stderr *tail, r *resources, done chan struct{}) (*machine, error) {
+	m := &machine{id: s.ID, cmd: cmd, stderr: stderr, qmp: newQMP(r.qmp), ram: r.ram, done: done}
 	if r.agent != nil {
 		agent, err := channel.NewClient(r.agent)
 		if err != nil {
 			m.kill()
 			_ = cmd.Wait() // it was killed, what else
+			close(done)
 			return nil, err
 		}
 		m.agent = agent
@@ -74,6 +77,9 @@ func (m *machine) wait() {
 	m.qmp.Close()
 	if m.agent != nil {
 		m.agent.Close()
+	}
+	if m.ram != nil {
+		m.ram.Close()
 	}
 	if !m.stopped.Load() {
 		m.err = exitError(waited, m.qmp.endReason(), m.stderr.String())

@@ -1,0 +1,309 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/assets"
+	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/logfile"
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/sys"
+	"husk.dev/husk/internal/template"
+	"husk.dev/husk/internal/vmm"
+)
+
+// wakeTimeout bounds the wait for a guest that continues from a template; then it is booted.
+const wakeTimeout = 30 * time.Second
+
+// attempt is one try to start the VM: what it has made, and whether it was given up.
+type attempt struct {
+	undo    cleanup.Stack
+	dropped chan struct{} // closed before a failed attempt is undone
+}
+
+// startVM starts the VM from a template where there is one, and boots it where there is none or it fails: no
+// start fails that a boot could serve.
+func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
+	spec := s.vmSpec(r.ID, size)
+	if key, from := s.findTemplate(spec); from != nil {
+		spec := spec
+		spec.Machine, spec.From, spec.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
+		root, err := s.try(ctx, c, plan, r, spec)
+		if err == nil || ctx.Err() != nil {
+			return root, err
+		}
+		s.log.Warn("the template failed, booting", "template", key, "error", err)
+		if err := s.options.Templates.Remove(key); err != nil && !errors.Is(err, template.ErrNone) {
+			s.log.Warn("remove template", "error", err)
+		}
+	}
+	return s.try(ctx, c, plan, r, spec)
+}
+
+// Machine types of the configuration.
+const (
+	machineAuto  = "auto"
+	machinePCI   = "q35"
+	machineSmall = "microvm"
+)
+
+// vmSpec is the VM as it boots, with no devices.
+func (s *Sandbox) vmSpec(id string, size ocispec.Size) vmm.Spec {
+	spec := vmm.Spec{
+		ID: id, Machine: s.config.Machine, Kernel: s.options.Guest.Kernel, Initrd: s.options.Guest.Initrd,
+		Cmdline: assets.Cmdline, MemoryMiB: size.MemoryMiB, VCPUs: size.VCPUs, RunDir: s.options.Dir.Path(""),
+	}
+	if spec.Machine == machineAuto {
+		spec.Machine = machineSmall
+	}
+	if s.config.Accel != "auto" {
+		spec.Accel = s.config.Accel
+	}
+	spec.UID = sys.MonitorID()
+	spec.GID = spec.UID
+	return spec
+}
+
+// templated tells whether VMs of this sandbox start from templates.
+func (s *Sandbox) templated() bool {
+	return s.options.Templates != nil && s.config.Template != "off" && s.config.Machine != machineSmall
+}
+
+// findTemplate returns the template for a VM like spec, nil where there is none to start from.
+func (s *Sandbox) findTemplate(spec vmm.Spec) (key string, from *vmm.Snapshot) {
+	if !s.templated() {
+		return "", nil
+	}
+	defer s.timing.begin("find template")()
+	spec.Machine = machinePCI
+	key, err := template.Key(s.options.Driver, spec)
+	if err == nil {
+		from, err = s.options.Templates.Find(key)
+	}
+	if err != nil {
+		s.log.Info("no template", "key", key, "reason", err)
+		s.wanted = key
+		return key, nil
+	}
+	return key, from
+}
+
+// wantTemplate has the template built that was not there, now that the container runs.
+func (s *Sandbox) wantTemplate(size ocispec.Size) {
+	if s.wanted == "" || s.config.Template != "on" || s.options.BuildTemplate == nil || !s.options.Templates.Wanted(s.wanted) {
+		return
+	}
+	if err := s.options.BuildTemplate(size.MemoryMiB, size.VCPUs); err != nil {
+		s.log.Warn("no template will be there next time", "error", err)
+	}
+}
+
+// try lends the host's files, starts the VM and waits for its agent. When it fails nothing of it is left.
+func (s *Sandbox) try(ctx context.Context, c *container, plan *ocispec.Plan, r CreateRequest, spec vmm.Spec) (*agentv1.Rootfs, error) {
+	a := &attempt{dropped: make(chan struct{})}
+	root, err := s.bring(ctx, a, c, plan, r, spec)
+	if err != nil {
+		close(a.dropped)
+		if err := a.undo.Clean(); err != nil {
+			s.log.Error("undo the start of a virtual machine", "error", err)
+		}
+		s.mu.Lock()
+		s.vm, s.guest = nil, nil
+		s.mu.Unlock()
+		return nil, err
+	}
+	made := a.undo.Release()
+	s.mu.Lock()
+	vm, client := s.vm, s.guest
+	s.undo.Add(made.Clean)
+	s.mu.Unlock()
+	go s.watch(vm, client)
+	return root, nil
+}
+
+func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec vmm.Spec) (*agentv1.Rootfs, error) {
+	root, err := s.lend(ctx, a, c, plan, r, &spec)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.lendNetwork(a, c, plan, &spec); err != nil {
+		return nil, err
+	}
+	if err := s.openConsole(a, &spec); err != nil {
+		vmm.CloseNICs(spec.NICs)
+		return nil, err
+	}
+	end := s.timing.begin("start VMM")
+	starting, cancel := context.WithTimeout(ctx, s.patience(spec))
+	vm, err := s.options.Driver.Start(starting, spec)
+	cancel()
+	end()
+	if err != nil {
+		return nil, fmt.Errorf("start virtual machine: %w", err)
+	}
+	a.undo.Add(func() error { return bounded(vm.Stop) })
+	s.mu.Lock()
+	s.vm = vm
+	s.mu.Unlock()
+	if err := c.recordVM(vm); err != nil {
+		return nil, err
+	}
+	if err := s.connect(ctx, a, vm, spec); err != nil {
+		return nil, err
+	}
+	return root, s.setNetwork(ctx)
+}
+
+// patience is how long a VM may take to run, and then its guest to answer.
+func (s *Sandbox) patience(spec vmm.Spec) time.Duration {
+	limit := time.Duration(s.config.StartTimeoutSeconds) * time.Second
+	if spec.From != nil {
+		return min(limit, wakeTimeout)
+	}
+	return limit
+}
+
+// connect waits for the guest's agent.
+func (s *Sandbox) connect(ctx context.Context, a *attempt, vm vmm.VM, spec vmm.Spec) error {
+	phase, limit := "boot guest", s.patience(spec)
+	if spec.From != nil {
+		phase = "wake guest"
+	}
+	defer s.timing.begin(phase)()
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	stop := make(chan struct{})
+	defer close(stop)
+	go func() { // a VM that dies needs no patience
+		select {
+		case <-vm.Done():
+			cancel()
+		case <-stop:
+		}
+	}()
+	client, err := guest.Connect(ctx, vm, greeting(spec))
+	if err != nil {
+		return s.bootError(vm, err, limit)
+	}
+	hello := client.Greeting()
+	s.log.Info("guest answered", "kernel", printable(hello.Kernel), "runner", printable(hello.Runner),
+		"memory_total_kib", hello.MemoryTotalKib, "memory_used_kib", hello.MemoryUsedKib,
+		"agent_rss_kib", hello.AgentRssKib, "boot_us", hello.BootMicroseconds)
+	a.undo.Add(client.Close)
+	a.undo.Add(func() error {
+		return bounded(func(ctx context.Context) error { return s.flush(ctx, vm, client) })
+	})
+	s.mu.Lock()
+	s.guest = client
+	s.mu.Unlock()
+	return nil
+}
+
+// greeting tells a guest that continues from a template what it has to look for.
+func greeting(spec vmm.Spec) guest.Options {
+	o := guest.Options{Hostname: "husk"}
+	if spec.From == nil {
+		return o
+	}
+	blocks := 0
+	for _, d := range spec.Disks {
+		if !d.Pmem {
+			blocks++
+		}
+	}
+	o.Disks = min(blocks, vmm.SavedDisks)
+	o.Rescan = len(spec.Disks) > o.Disks || len(spec.Shares)+len(spec.NICs) > 0 || spec.MemoryMiB > spec.From.MemoryMiB
+	return o
+}
+
+// bootError says why a guest did not answer, with what it last said.
+func (s *Sandbox) bootError(vm vmm.VM, err error, limit time.Duration) error {
+	select {
+	case <-vm.Done():
+		if vm.Err() != nil {
+			err = vm.Err()
+		}
+	default:
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fmt.Errorf("it did not answer within %d s", int(limit.Seconds()))
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if last := lastLines(s.console.Tail()); last != "" {
+		return fmt.Errorf("boot guest: %w; last on its console: %s", err, last)
+	}
+	return fmt.Errorf("boot guest: %w; it printed nothing on its console", err)
+}
+
+// flush has the guest write what is dirty, so that files on shares are whole once the VM is gone.
+func (s *Sandbox) flush(ctx context.Context, vm vmm.VM, client *guest.Client) error {
+	select {
+	case <-vm.Done():
+		return nil
+	default:
+	}
+	s.mu.Lock()
+	needed := s.shared
+	s.mu.Unlock()
+	if !needed {
+		return nil
+	}
+	if _, err := client.Sync(ctx, &agentv1.Empty{}); err != nil {
+		s.log.Warn("guest could not flush its files", "error", err)
+	}
+	return nil
+}
+
+// openConsole keeps what the guest prints, bounded.
+func (s *Sandbox) openConsole(a *attempt, spec *vmm.Spec) error {
+	log, err := logfile.Open(s.options.Dir.Path(ConsoleLog), consoleLimit)
+	if err != nil {
+		return err
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		log.Close()
+		return fmt.Errorf("make console pipe: %w", err)
+	}
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		defer r.Close()
+		_, _ = io.Copy(log, r) // ends when the monitor does
+	}()
+	spec.Console = w
+	s.mu.Lock()
+	s.console = log
+	s.mu.Unlock()
+	a.undo.Add(func() error {
+		select {
+		case <-copied:
+		case <-time.After(time.Second):
+		}
+		return log.Close()
+	})
+	return nil
+}
+
+// recordVM puts the VM's processes on record, for whoever cleans up after a dead owner.
+func (c *container) recordVM(vm vmm.VM) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.record.Isolation = string(vmm.Emulated)
+	if v, ok := vm.(vmm.Isolator); ok {
+		c.record.Isolation = string(v.Isolation())
+	}
+	if p, err := state.Of("vmm", vm.PID()); err == nil {
+		c.record.Helpers = append(c.record.Helpers, p)
+	}
+	return c.save()
+}

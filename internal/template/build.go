@@ -1,0 +1,323 @@
+package template
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/vmm"
+)
+
+const (
+	buildPrefix  = ".build-" // directories of templates in the making
+	trashPrefix  = ".trash-" // and of those on their way out
+	lockFile     = ".lock"
+	failedSuffix = ".failed"
+
+	// most is how many templates are kept; the ones that were not used for the longest time go.
+	most = 8
+	// retryAfter is how long a build that failed is not tried again by itself.
+	retryAfter = 10 * time.Minute
+	// stopWait bounds the end of the VM.
+	stopWait = 10 * time.Second
+	// consoleTail is how much of the guest's last words an error holds, in bytes.
+	consoleTail = 512
+)
+
+// ErrBusy says that another process builds a template. There is one build at a time: it takes a processor.
+var ErrBusy = errors.New("another process builds a template")
+
+// BuildOptions describe a template.
+type BuildOptions struct {
+	Driver        vmm.Driver
+	Spec          vmm.Spec // Disks and Shares are left out
+	KernelVersion string
+	// Wait makes Build wait for another process that builds one, in place of ErrBusy.
+	Wait bool
+	// Phase is told what Build is at; it may be nil.
+	Phase func(string)
+}
+
+// Key is the key of the template for a VM like spec; memory, disks and shares do not count.
+func Key(driver vmm.Driver, spec vmm.Spec) (string, error) {
+	keyer, ok := driver.(vmm.Keyer)
+	if !ok {
+		return "", fmt.Errorf("make a template: %w by this driver", vmm.ErrNotSupported)
+	}
+	return keyer.SnapshotKey(Spec(spec))
+}
+
+// Spec is the VM that is saved for VMs like spec to start from.
+func Spec(spec vmm.Spec) vmm.Spec {
+	spec.MemoryMiB = BaseMiB(spec.MemoryMiB)
+	spec.Savable, spec.From, spec.Disks, spec.Shares, spec.NICs = true, nil, nil, nil, nil
+	return spec
+}
+
+// Build boots a VM, saves it and puts it into the store, unless it is there and whole already. It returns
+// the template's key.
+func (s *Store) Build(ctx context.Context, o BuildOptions) (string, error) {
+	key, err := Key(o.Driver, o.Spec)
+	if err != nil {
+		return "", err
+	}
+	if o.Phase == nil {
+		o.Phase = func(string) {}
+	}
+	if err := os.MkdirAll(s.dir, 0o700); err != nil {
+		return "", fmt.Errorf("build template: %w", err)
+	}
+	unlock, err := s.lock(ctx, o.Wait)
+	if err != nil {
+		return "", err
+	}
+	defer unlock()
+	if _, err := s.Find(key); err == nil {
+		return key, nil
+	}
+	err = s.build(ctx, key, o)
+	if err != nil {
+		err = fmt.Errorf("build template: %w", err)
+		// What is left where this cannot be written is a build that is tried again too soon.
+		_ = os.WriteFile(s.path(key+failedSuffix), []byte(err.Error()+"\n"), 0o600)
+		return "", err
+	}
+	_ = os.Remove(s.path(key + failedSuffix))
+	return key, s.prune(key)
+}
+
+func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }
+
+// Wanted tells whether a template is worth a build that nobody asked for: not when one has just failed.
+func (s *Store) Wanted(key string) bool {
+	info, err := os.Stat(s.path(key + failedSuffix))
+	return err != nil || time.Since(info.ModTime()) > retryAfter
+}
+
+// lock keeps other builders out. The lock ends with the process.
+func (s *Store) lock(ctx context.Context, wait bool) (unlock func(), err error) {
+	f, err := os.OpenFile(s.path(lockFile), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock template: %w", err)
+	}
+	for {
+		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+		if err == nil {
+			return func() { f.Close() }, nil
+		}
+		if !errors.Is(err, syscall.EWOULDBLOCK) {
+			f.Close()
+			return nil, fmt.Errorf("lock template: %w", err)
+		}
+		if !wait {
+			f.Close()
+			return nil, ErrBusy
+		}
+		select {
+		case <-time.After(50 * time.Millisecond): // flock has no other way to be given up
+		case <-ctx.Done():
+			f.Close()
+			return nil, fmt.Errorf("lock template: %w", ctx.Err())
+		}
+	}
+}
+
+// build makes the template in a directory of its own, which takes the key's name when it is whole.
+func (s *Store) build(ctx context.Context, key string, o BuildOptions) error {
+	var undo cleanup.Stack
+	defer undo.Clean()
+	s.sweep()
+	dir, err := os.MkdirTemp(s.dir, buildPrefix)
+	if err != nil {
+		return err
+	}
+	undo.Add(func() error { return os.RemoveAll(dir) })
+	started := time.Now()
+	if err := saveVM(ctx, dir, o); err != nil {
+		return err
+	}
+	t := &Template{
+		Key: key, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine,
+		KernelVersion: o.KernelVersion, Created: started, BuildMS: time.Since(started).Milliseconds(),
+	}
+	o.Phase("check")
+	for name, file := range map[string]*File{memoryFile: &t.Memory, stateFile: &t.State} {
+		if *file, err = record(filepath.Join(dir, name)); err != nil {
+			return err
+		}
+	}
+	data, err := json.MarshalIndent(t, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, recordFile), append(data, '\n'), 0o600); err != nil {
+		return err
+	}
+	if err := s.Remove(key); err != nil && !errors.Is(err, ErrNone) { // a damaged one
+		return err
+	}
+	if err := os.Rename(dir, s.path(key)); err != nil {
+		return err
+	}
+	undo.Release()
+	return nil
+}
+
+// record returns what is to be kept of a file that is written.
+func record(path string) (File, error) {
+	sum, err := hash(path)
+	if err != nil {
+		return File{}, err
+	}
+	f, err := look(path)
+	f.SHA256 = sum
+	return f, err
+}
+
+// saveVM boots a VM and writes it to dir.
+func saveVM(ctx context.Context, dir string, o BuildOptions) (err error) {
+	saver := func(vm vmm.VM) (vmm.Saver, error) {
+		if s, ok := vm.(vmm.Saver); ok {
+			return s, nil
+		}
+		return nil, fmt.Errorf("save virtual machine: %w", vmm.ErrNotSupported)
+	}
+	memory, err := os.OpenFile(filepath.Join(dir, memoryFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer memory.Close()
+	state, err := os.OpenFile(filepath.Join(dir, stateFile), os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	defer state.Close()
+
+	o.Phase("boot")
+	vm, err := boot(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		limited, cancel := context.WithTimeout(context.Background(), stopWait)
+		defer cancel()
+		err = errors.Join(err, vm.Stop(limited))
+	}()
+	s, err := saver(vm)
+	if err != nil {
+		return err
+	}
+	o.Phase("save")
+	if err := s.Save(ctx, memory, state); err != nil {
+		return err
+	}
+	if info, err := state.Stat(); err != nil || info.Size() == 0 || info.Size() > maxState {
+		return fmt.Errorf("state of %d bytes: want 1 to %d", info.Size(), maxState)
+	}
+	// What a crash of the host leaves must not look whole.
+	return errors.Join(memory.Sync(), state.Sync())
+}
+
+// boot starts the VM and waits until its agent is at rest.
+func boot(ctx context.Context, o BuildOptions) (vmm.VM, error) {
+	spec := Spec(o.Spec)
+	console, theirs, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	spec.Console = theirs
+	heard := make(chan string, 1)
+	go listen(console, heard)
+	vm, err := o.Driver.Start(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
+	fail := func(why error) (vmm.VM, error) {
+		limited, cancel := context.WithTimeout(context.Background(), stopWait)
+		defer cancel()
+		return nil, errors.Join(why, vm.Stop(limited))
+	}
+	if err := rest(ctx, vm); err != nil {
+		return fail(fmt.Errorf("boot guest: %w", err))
+	}
+	select {
+	case tail := <-heard:
+		if tail == "" {
+			return vm, nil
+		}
+		return fail(fmt.Errorf("boot guest: it ended; last on its console: %q", tail))
+	case <-vm.Done():
+		return fail(fmt.Errorf("boot guest: %w", vm.Err()))
+	case <-ctx.Done():
+		return fail(fmt.Errorf("boot guest: %w", ctx.Err()))
+	}
+}
+
+// rest greets the agent, which so has done once what it does first for each VM that starts from it, and has it
+// come to rest.
+func rest(ctx context.Context, vm vmm.VM) error {
+	client, err := guest.Connect(ctx, vm, guest.Options{Hostname: "husk"})
+	if err != nil {
+		return err
+	}
+	_, err = client.Rest(ctx, &agentv1.Empty{})
+	return errors.Join(err, client.Close())
+}
+
+// listen reads the console to its end. It says "" when the agent is at rest, or else the end of what was printed.
+func listen(console *os.File, heard chan<- string) {
+	defer console.Close()
+	lines := bufio.NewScanner(console)
+	tail := ""
+	for lines.Scan() {
+		if strings.TrimSpace(lines.Text()) == agentv1.Rested {
+			heard <- ""
+			_, _ = io.Copy(io.Discard, console)
+			return
+		}
+		tail += lines.Text() + "\n"
+		tail = tail[max(0, len(tail)-consoleTail):]
+	}
+	if tail == "" {
+		tail = "nothing"
+	}
+	heard <- tail
+}
+
+// sweep removes what builders left that were killed. Precondition: the lock is held.
+func (s *Store) sweep() {
+	for _, prefix := range []string{buildPrefix, trashPrefix} {
+		left, _ := filepath.Glob(s.path(prefix + "*")) // a fixed pattern
+		for _, dir := range left {
+			_ = os.RemoveAll(dir) // the next sweep tries again
+		}
+	}
+}
+
+// prune removes the templates that were not used for the longest time, but not key's.
+func (s *Store) prune(key string) error {
+	templates, err := s.List()
+	if err != nil {
+		return err
+	}
+	for i, t := range templates {
+		if i < most || t.Key == key {
+			continue
+		}
+		if err := s.Remove(t.Key); err != nil && !errors.Is(err, ErrNone) {
+			return err
+		}
+	}
+	return nil
+}
