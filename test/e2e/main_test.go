@@ -61,7 +61,8 @@ func prepare(dir string) (err error) {
 	}
 	env.run, env.data = filepath.Join(dir, "run"), filepath.Join(dir, "data")
 	env.config, env.rootfs = filepath.Join(dir, "config.toml"), filepath.Join(dir, "rootfs")
-	config := fmt.Sprintf("run_dir = %q\ndata_dir = %q\n", env.run, env.data)
+	// Templates are built here and not by some test's husk: the checks for leaks would see the builder.
+	config := fmt.Sprintf("run_dir = %q\ndata_dir = %q\ntemplate = \"ready\"\n", env.run, env.data)
 	if machine := os.Getenv("HUSK_TEST_MACHINE"); machine != "" {
 		config += fmt.Sprintf("machine = %q\n", machine)
 	}
@@ -79,6 +80,9 @@ func prepare(dir string) (err error) {
 	out, err := exec.Command(env.binary, "--config", env.config, "import", "--cmd", "sh", env.rootfs, demo).CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("import %s: %w: %s", demo, err, out)
+	}
+	if out, err := exec.Command(env.binary, "--config", env.config, "template", "build").CombinedOutput(); err != nil {
+		return fmt.Errorf("build template: %w: %s", err, out)
 	}
 	return nil
 }
