@@ -128,10 +128,14 @@ func (s *Sandbox) watchShares(a *attempt, server *virtiofs.Server) {
 	s.mu.Lock()
 	vm := s.vm
 	s.mu.Unlock()
-	if server.Err() == nil && vm != nil {
+	if server.Err() == nil {
 		// The service also ends because the monitor has, and then that one's reason is the better one.
+		var monitorGone <-chan struct{} // never, where it has not started
+		if vm != nil {
+			monitorGone = vm.Done()
+		}
 		select {
-		case <-vm.Done():
+		case <-monitorGone:
 			return
 		case <-a.dropped:
 			return

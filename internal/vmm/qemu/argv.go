@@ -14,9 +14,9 @@ const (
 	lentRAM = "/husk/ram"
 	// roomMiB is how much of a q35's address space is kept for memory that comes later.
 	roomMiB = 256 << 10
-	// memoryUnit is what more memory must be a multiple of, in MiB: virtio-mem's blocks, and Linux' parts of
-	// its own.
-	memoryUnit = 4
+	// memoryUnit is what more memory must be a multiple of, in MiB. Linux uses parts of its own memory blocks,
+	// but only of blocks that the device has whole: memoryBlock.
+	memoryUnit, memoryBlock = 4, 128
 	// portCount is how many devices can be plugged into a running q35.
 	portCount = 4
 )
@@ -188,13 +188,16 @@ func (b *builder) ram() {
 	}
 }
 
+// roundUp returns the least multiple of unit that is not less than n.
+func roundUp(n, unit int) int { return (n + unit - 1) / unit * unit }
+
 // moreMemory is RAM that a continued VM did not have when it was saved.
 func (b *builder) moreMemory(mib int) {
-	mib = (mib + memoryUnit - 1) / memoryUnit * memoryUnit
+	mib = roundUp(mib, memoryUnit)
 	if len(b.spec.Shares) > 0 {
-		b.addf("-object", "memory-backend-memfd,id=more,size=%dM,share=on", mib)
+		b.addf("-object", "memory-backend-memfd,id=more,size=%dM,share=on", roundUp(mib, memoryBlock))
 	} else {
-		b.addf("-object", "memory-backend-ram,id=more,size=%dM", mib)
+		b.addf("-object", "memory-backend-ram,id=more,size=%dM", roundUp(mib, memoryBlock))
 	}
 	b.device("virtio-mem", fmt.Sprintf("memdev=more,requested-size=%dM", mib), false)
 }
@@ -335,9 +338,20 @@ func (b *builder) pmem(i int, d vmm.Disk) {
 	b.device("virtio-pmem", fmt.Sprintf("memdev=mem%d,id=%s", i, "disk"+strconv.Itoa(i)), false)
 }
 
+// share adds a virtio-fs share. QEMU continues no VM that has one, so there it is plugged in right after.
 func (b *builder) share(i int, share vmm.Share) {
 	b.addf("-chardev", "socket,id=share%d,fd=%d", i, b.facts.shares[i])
-	b.device("vhost-user-fs", fmt.Sprintf("chardev=share%d,tag=%s,queue-size=1024", i, share.Tag), false)
+	if b.spec.From == nil {
+		b.device("vhost-user-fs", fmt.Sprintf("chardev=share%d,tag=%s,queue-size=1024", i, share.Tag), false)
+	}
+}
+
+// sharePlug is share as QMP's device_add has it, for a VM that continues.
+func sharePlug(i int, share vmm.Share) map[string]any {
+	return map[string]any{
+		"driver": "vhost-user-fs-pci", "id": fmt.Sprintf("share%d", i), "bus": fmt.Sprintf("port%d", i),
+		"chardev": fmt.Sprintf("share%d", i), "tag": share.Tag, "queue-size": 1024,
+	}
 }
 
 // cmdline is the guest kernel's command line.

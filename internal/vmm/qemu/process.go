@@ -135,7 +135,7 @@ func (d *Driver) start(ctx context.Context, s vmm.Spec) (*machine, error) {
 		return nil, err
 	}
 	m.accel, m.cid = accel, f.cid
-	if err := m.ready(ctx, f); err != nil {
+	if err := m.ready(ctx, s, f); err != nil {
 		return nil, m.abandon(ctx, err)
 	}
 	r.undo.Release() // the sockets are the machine's from now on
@@ -161,12 +161,12 @@ func launch(cmd *exec.Cmd, r *resources, lend bool, done <-chan struct{}) error 
 }
 
 // ready waits until QEMU runs the guest.
-func (m *machine) ready(ctx context.Context, f facts) error {
+func (m *machine) ready(ctx context.Context, s vmm.Spec, f facts) error {
 	if err := m.qmp.handshake(ctx); err != nil {
 		return err
 	}
 	if f.state != 0 {
-		return m.load(ctx, f.state)
+		return m.load(ctx, s, f.state)
 	}
 	var status struct {
 		Status string `json:"status"`

@@ -166,15 +166,23 @@ func (m *machine) save(ctx context.Context, memory, state *os.File) error {
 	}
 }
 
-// load continues the guest from the state in an inherited file.
-func (m *machine) load(ctx context.Context, fd int) error {
+// load continues the guest from the state in an inherited file, and plugs in what QEMU loads no state beside.
+func (m *machine) load(ctx context.Context, s vmm.Spec, fd int) error {
 	if err := m.withoutMemory(ctx); err != nil {
 		return err
 	}
 	if err := m.qmp.execute(ctx, "migrate-incoming", map[string]string{"uri": fmt.Sprintf("fd:%d", fd)}, nil); err != nil {
 		return err
 	}
-	return m.qmp.awaitResume(ctx)
+	if err := m.qmp.awaitResume(ctx); err != nil {
+		return err
+	}
+	for i, share := range s.Shares {
+		if err := m.qmp.execute(ctx, "device_add", sharePlug(i, share), nil); err != nil {
+			return fmt.Errorf("plug share %s: %w", share.Tag, err)
+		}
+	}
+	return nil
 }
 
 // withoutMemory leaves the guest's RAM out of the state: it is in a file of its own.

@@ -78,5 +78,8 @@ func checkSnapshot(s vmm.Spec) error {
 	if (s.From != nil || s.Savable) && (s.Machine != q35 || runtime.GOARCH != "amd64") {
 		return &vmm.UnsupportedError{Driver: name, What: "a saved VM on machine " + s.Machine, Needs: "machine q35 on amd64"}
 	}
+	if s.From != nil && len(s.Shares) > portCount {
+		return &vmm.UnsupportedError{Driver: name, What: fmt.Sprintf("more than %d shares of a VM that continues", portCount)}
+	}
 	return nil
 }
