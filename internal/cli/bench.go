@@ -153,7 +153,8 @@ var huskVariants = []struct {
 	set     func(*config.Config)
 	prepare []string
 }{
-	{"husk", func(*config.Config) {}, nil},
+	{"husk-cold", func(c *config.Config) { c.Template = "off" }, nil},
+	{"husk-template", func(c *config.Config) { c.Template = "ready" }, []string{"template", "build"}},
 }
 
 // benchRuntimes are husk's variants, each with a configuration of its own below dir, and the others. husk is

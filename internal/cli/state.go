@@ -29,6 +29,9 @@ import (
 // isolationKey is the annotation under which the state names the isolation class.
 const isolationKey = "dev.husk.isolation"
 
+// vmStartKey is the one under which it says whether the VM was booted or continues a template.
+const vmStartKey = "dev.husk.vm-start"
+
 // ociState is a container's state as the OCI has it (runtime.md, "State").
 func ociState(c state.Container) specs.State {
 	s := specs.State{
@@ -40,6 +43,9 @@ func ociState(c state.Container) specs.State {
 	}
 	if c.Isolation != "" {
 		s.Annotations[isolationKey] = c.Isolation
+	}
+	if c.VMStart != "" {
+		s.Annotations[vmStartKey] = c.VMStart
 	}
 	if c.Effective() != state.Stopped {
 		s.Pid = c.Host.PID

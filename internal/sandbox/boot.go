@@ -153,7 +153,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	s.mu.Lock()
 	s.vm = vm
 	s.mu.Unlock()
-	if err := c.recordVM(vm); err != nil {
+	if err := c.recordVM(vm, spec); err != nil {
 		return nil, err
 	}
 	if err := s.connect(ctx, a, vm, spec); err != nil {
@@ -295,9 +295,13 @@ func (s *Sandbox) openConsole(a *attempt, spec *vmm.Spec) error {
 }
 
 // recordVM puts the VM's processes on record, for whoever cleans up after a dead owner.
-func (c *container) recordVM(vm vmm.VM) error {
+func (c *container) recordVM(vm vmm.VM, spec vmm.Spec) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	c.record.VMStart = state.StartBoot
+	if spec.From != nil {
+		c.record.VMStart = state.StartTemplate
+	}
 	c.record.Isolation = string(vmm.Emulated)
 	if v, ok := vm.(vmm.Isolator); ok {
 		c.record.Isolation = string(v.Isolation())

@@ -37,6 +37,12 @@ const (
 	Stopped  Status = "stopped"
 )
 
+// Ways in which a VM comes to run.
+const (
+	StartTemplate = "template"
+	StartBoot     = "boot"
+)
+
 // Container is all that is kept of a container. Every field is persisted; live objects have no place
 // here.
 type Container struct {
@@ -59,6 +65,7 @@ type Container struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 	Rootfs      string            `json:"rootfs"`              // on the host, empty for an image's
 	Isolation   string            `json:"isolation,omitempty"` // hardware or emulated
+	VMStart     string            `json:"vm_start,omitempty"`  // how the VM came to run: StartTemplate or StartBoot
 
 	ExitStatus int       `json:"exitStatus"` // exit code or 128 + signal, valid with ExitedAt
 	ExitedAt   time.Time `json:"exitedAt,omitzero"`
