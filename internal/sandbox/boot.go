@@ -23,6 +23,9 @@ import (
 // wakeTimeout bounds the wait for a guest that continues from a template; then it is booted.
 const wakeTimeout = 30 * time.Second
 
+// errNoAnswer is matched when a guest runs and its agent does not answer.
+var errNoAnswer = errors.New("it did not answer")
+
 // attempt is one try to start the VM: what it has made, and whether it was given up.
 type attempt struct {
 	undo    cleanup.Stack
@@ -41,9 +44,7 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 			return root, err
 		}
 		s.log.Warn("the template failed, booting", "template", key, "error", err)
-		if err := s.options.Templates.Remove(key); err != nil && !errors.Is(err, template.ErrNone) {
-			s.log.Warn("remove template", "error", err)
-		}
+		s.doubt(key, err)
 	}
 	return s.try(ctx, c, plan, r, spec)
 }
@@ -94,6 +95,17 @@ func (s *Sandbox) findTemplate(spec vmm.Spec) (key string, from *vmm.Snapshot) {
 		return key, nil
 	}
 	return key, from
+}
+
+// doubt removes a template that no VM could be started from. One whose monitor was killed is as good as before.
+func (s *Sandbox) doubt(key string, why error) {
+	if !errors.Is(why, vmm.ErrSnapshot) && !errors.Is(why, errNoAnswer) {
+		return
+	}
+	if err := s.options.Templates.Remove(key); err != nil && !errors.Is(err, template.ErrNone) {
+		s.log.Warn("remove template", "error", err)
+	}
+	s.wanted = key
 }
 
 // wantTemplate has the template built that was not there, now that the container runs.
@@ -233,7 +245,7 @@ func (s *Sandbox) bootError(vm vmm.VM, err error, limit time.Duration) error {
 		}
 	default:
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("it did not answer within %d s", int(limit.Seconds()))
+			err = fmt.Errorf("%w within %d s", errNoAnswer, int(limit.Seconds()))
 		}
 	}
 	s.mu.Lock()

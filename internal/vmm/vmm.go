@@ -164,6 +164,9 @@ type Isolator interface {
 	Isolation() Isolation
 }
 
+// ErrSnapshot is matched when Start fails because of what is in Spec.From: it fails again as long as that is so.
+var ErrSnapshot = errors.New("the saved VM cannot be continued")
+
 // ErrNotSupported is what every refusal of something that a driver or machine cannot do matches.
 var ErrNotSupported = errors.New("not supported")
 

@@ -136,7 +136,11 @@ func (d *Driver) start(ctx context.Context, s vmm.Spec) (*machine, error) {
 	}
 	m.accel, m.cid = accel, f.cid
 	if err := m.ready(ctx, s, f); err != nil {
-		return nil, m.abandon(ctx, err)
+		err = m.abandon(ctx, err)
+		if state := cmd.ProcessState; s.From != nil && state != nil && state.Exited() { // by itself, not killed
+			err = fmt.Errorf("%w: %w", vmm.ErrSnapshot, err)
+		}
+		return nil, err
 	}
 	r.undo.Release() // the sockets are the machine's from now on
 	return m, nil
