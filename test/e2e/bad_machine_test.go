@@ -148,7 +148,7 @@ func TestWithoutRoot(t *testing.T) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	as := func(args ...string) result {
-		text := fmt.Sprintf("run_dir = %q\ndata_dir = %q\n", dir+"/run", dir+"/data")
+		text := fmt.Sprintf("run_dir = %q\ndata_dir = %q\ntemplate = \"off\"\n", dir+"/run", dir+"/data")
 		if err := os.WriteFile(dir+"/config.toml", []byte(text), 0o644); err != nil {
 			t.Fatal(err)
 		}

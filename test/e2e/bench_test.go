@@ -103,7 +103,7 @@ func TestBenchInterrupted(t *testing.T) {
 	begin(t)
 	dir := t.TempDir()
 	testenv.Leaks(t, dir)
-	cmd := husk(t, "bench", "memory", "--idle-max", "50", "--dir", dir).cmd()
+	cmd := husk(t, "bench", "memory", "--rounds", "1", "--idle-max", "50", "--dir", dir).cmd()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
 	if err := cmd.Start(); err != nil {

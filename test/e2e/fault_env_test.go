@@ -242,7 +242,7 @@ func smallDisk(t *testing.T, size string) *small {
 func (s *small) config(run, data string) string {
 	s.t.Helper()
 	file := filepath.Join(s.t.TempDir(), "config.toml")
-	text := fmt.Sprintf("run_dir = %q\ndata_dir = %q\n", run, data)
+	text := fmt.Sprintf("run_dir = %q\ndata_dir = %q\ntemplate = \"off\"\n", run, data)
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		s.t.Fatal(err)
 	}

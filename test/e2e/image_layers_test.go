@@ -129,7 +129,7 @@ func TestImageManyLayers(t *testing.T) {
 func TestImageOnQ35(t *testing.T) {
 	begin(t)
 	config := filepath.Join(t.TempDir(), "config.toml")
-	text := fmt.Sprintf("run_dir = %q\ndata_dir = %q\nmachine = \"q35\"\n", env.run, env.data)
+	text := fmt.Sprintf("run_dir = %q\ndata_dir = %q\nmachine = \"q35\"\ntemplate = \"off\"\n", env.run, env.data)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
