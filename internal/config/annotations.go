@@ -13,7 +13,8 @@ import (
 const annotationPrefix = "dev.husk."
 
 // Annotated returns the settings for one container: c, overlaid with the annotations "dev.husk.<key>" of keys
-// that c.Annotations lists. Husk's own other annotations, and values that cannot be, are errors.
+// that c.Annotations lists. Husk's own other annotations, and values that cannot be, are errors, and come with c as
+// it was.
 func (c Config) Annotated(annotations map[string]string) (Config, error) {
 	var names []string
 	for name := range annotations {
@@ -21,20 +22,25 @@ func (c Config) Annotated(annotations map[string]string) (Config, error) {
 			names = append(names, name)
 		}
 	}
-	sort.Strings(names)
-	for _, name := range names {
-		key, value := strings.TrimPrefix(name, annotationPrefix), annotations[name]
-		if !slices.Contains(c.Annotations, key) {
-			return c, fmt.Errorf("annotation %s: not allowed (the configuration's annotations list names those that are)", name)
-		}
-		if err := c.set(key, value); err != nil {
-			return c, fmt.Errorf("annotation %s: %w", name, err)
-		}
-	}
 	if len(names) == 0 {
 		return c, nil
 	}
-	return c, c.Check()
+	sort.Strings(names)
+	changed := c
+	changed.Annotations = slices.Clone(c.Annotations) // a decoder may write to what it is given
+	for _, name := range names {
+		key, value := strings.TrimPrefix(name, annotationPrefix), annotations[name]
+		if !slices.Contains(c.Annotations, key) {
+			return c, fmt.Errorf("annotation %q: not allowed (the configuration's annotations list names those that are)", name)
+		}
+		if err := changed.set(key, value); err != nil {
+			return c, fmt.Errorf("annotation %s: %w", name, err)
+		}
+	}
+	if err := changed.Check(); err != nil {
+		return c, err
+	}
+	return changed, nil
 }
 
 // set sets a key as the configuration file would: as a number or a truth value where the key is one, else as
@@ -47,7 +53,10 @@ func (c *Config) set(key, value string) error {
 	if err != nil {
 		return fmt.Errorf("%s = %q: it is of another kind", key, value)
 	}
-	if len(meta.Keys()) != 1 || len(meta.Undecoded()) > 0 {
+	if len(meta.Keys()) > 1 {
+		return fmt.Errorf("%s = %q: more than a value", key, value)
+	}
+	if len(meta.Undecoded()) > 0 {
 		return fmt.Errorf("%q is no key of the configuration", key)
 	}
 	return nil

@@ -30,6 +30,7 @@ var errNoAnswer = errors.New("it did not answer")
 type attempt struct {
 	undo    cleanup.Stack
 	dropped chan struct{} // closed before a failed attempt is undone
+	ready   bool          // all of the host's was there; what failed after that is the VM
 }
 
 // startVM starts the VM from a template where there is one, and boots it where there is none or it fails: no
@@ -37,17 +38,20 @@ type attempt struct {
 func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
 	spec := s.vmSpec(r.ID, size)
 	if key, from := s.findTemplate(spec); from != nil {
-		spec := spec
-		spec.Machine, spec.From, spec.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
-		root, err := s.try(ctx, c, plan, r, spec)
-		if err == nil || ctx.Err() != nil {
+		continued := spec
+		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
+		a := newAttempt()
+		root, err := s.try(ctx, a, c, plan, r, continued)
+		if err == nil || ctx.Err() != nil || !a.ready {
 			return root, err
 		}
 		s.log.Warn("the template failed, booting", "template", key, "error", err)
 		s.doubt(key, err)
 	}
-	return s.try(ctx, c, plan, r, spec)
+	return s.try(ctx, newAttempt(), c, plan, r, spec)
 }
+
+func newAttempt() *attempt { return &attempt{dropped: make(chan struct{})} }
 
 // Machine types of the configuration.
 const (
@@ -97,12 +101,12 @@ func (s *Sandbox) findTemplate(spec vmm.Spec) (key string, from *vmm.Snapshot) {
 	return key, from
 }
 
-// doubt removes a template that no VM could be started from. One whose monitor was killed is as good as before.
+// doubt rejects a template that no VM could be started from. One whose monitor was killed is as good as before.
 func (s *Sandbox) doubt(key string, why error) {
 	if !errors.Is(why, vmm.ErrSnapshot) && !errors.Is(why, errNoAnswer) {
 		return
 	}
-	if err := s.options.Templates.Remove(key); err != nil && !errors.Is(err, template.ErrNone) {
+	if err := s.options.Templates.Reject(key, why); err != nil {
 		s.log.Warn("remove template", "error", err)
 	}
 	s.wanted = key
@@ -119,17 +123,22 @@ func (s *Sandbox) wantTemplate(size ocispec.Size) {
 }
 
 // try lends the host's files, starts the VM and waits for its agent. When it fails nothing of it is left.
-func (s *Sandbox) try(ctx context.Context, c *container, plan *ocispec.Plan, r CreateRequest, spec vmm.Spec) (*agentv1.Rootfs, error) {
-	a := &attempt{dropped: make(chan struct{})}
+func (s *Sandbox) try(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec vmm.Spec) (*agentv1.Rootfs, error) {
 	root, err := s.bring(ctx, a, c, plan, r, spec)
 	if err != nil {
 		close(a.dropped)
-		if err := a.undo.Clean(); err != nil {
-			s.log.Error("undo the start of a virtual machine", "error", err)
+		undone := a.undo.Clean()
+		if undone != nil {
+			s.log.Error("undo the start of a virtual machine", "error", undone)
 		}
 		s.mu.Lock()
 		s.vm, s.guest = nil, nil
 		s.mu.Unlock()
+		c.mu.Lock()
+		if undone == nil {
+			c.record.Helpers = nil // they are gone
+		}
+		c.mu.Unlock()
 		return nil, err
 	}
 	made := a.undo.Release()
@@ -153,6 +162,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 		vmm.CloseNICs(spec.NICs)
 		return nil, err
 	}
+	a.ready = true
 	end := s.timing.begin("start VMM")
 	starting, cancel := context.WithTimeout(ctx, s.patience(spec))
 	vm, err := s.options.Driver.Start(starting, spec)

@@ -89,12 +89,36 @@ func (s *Store) Build(ctx context.Context, o BuildOptions) (string, error) {
 	err = s.build(ctx, key, o)
 	if err != nil {
 		err = fmt.Errorf("build template: %w", err)
-		// What is left where this cannot be written is a build that is tried again too soon.
-		_ = os.WriteFile(s.path(key+failedSuffix), []byte(err.Error()+"\n"), 0o600)
+		if errors.Is(ctx.Err(), context.Canceled) {
+			return "", err // somebody has changed his mind, and nothing speaks against the next try
+		}
+		s.note(key, err)
 		return "", err
 	}
 	_ = os.Remove(s.path(key + failedSuffix))
 	return key, s.prune(key)
+}
+
+// Reject removes a template that a VM could not be started from. Where it was new the next one is likely to fail
+// as well, and is not built at once.
+func (s *Store) Reject(key string, why error) error {
+	t, loadErr := s.load(key)
+	err := s.Remove(key)
+	if errors.Is(err, ErrNone) {
+		return nil // somebody else was there first
+	}
+	if err != nil {
+		return err
+	}
+	if loadErr == nil && time.Since(t.Created) < retryAfter {
+		s.note(key, fmt.Errorf("start from template: %w", why))
+	}
+	return nil
+}
+
+// note writes down why there is no template. Where it cannot be written a build is tried again too soon.
+func (s *Store) note(key string, why error) {
+	_ = os.WriteFile(s.path(key+failedSuffix), []byte(why.Error()+"\n"), 0o600)
 }
 
 func (s *Store) path(name string) string { return filepath.Join(s.dir, name) }

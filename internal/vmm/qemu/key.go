@@ -15,8 +15,9 @@ import (
 )
 
 // tscUnit is how coarsely a snapshot is tied to the frequency of the host's counter, in kHz: it is measured
-// anew in each process, and does not come out the same to the last digit.
-const tscUnit = 10_000
+// anew in each process, and does not come out the same to the last digit. tscEdge is where a unit ends: not at
+// round numbers nor in the middle between them, which is where processors have theirs.
+const tscUnit, tscEdge = 10_000, 7_300
 
 // SnapshotKey hashes QEMU's arguments for a VM that is to be saved, and what they do not show: the files they
 // name, and the processor where the guest sees it. See vmm.Keyer.
@@ -37,7 +38,7 @@ func (d *Driver) SnapshotKey(s vmm.Spec) (string, error) {
 		return "", err
 	}
 	f := hostFacts(accel)
-	f.tscKHz -= f.tscKHz % tscUnit
+	f.tscKHz = tscClass(f.tscKHz)
 	f.console, f.qmp, f.kernel, f.initrd, f.ram, f.agent = true, 3, 4, 5, 6, 7
 	if _, err := os.Stat(vsock.VhostDevice); err == nil {
 		f.agent, f.vhost = 0, 7
@@ -55,6 +56,14 @@ func (d *Driver) SnapshotKey(s vmm.Spec) (string, error) {
 		}
 	}
 	return fmt.Sprintf("%x", hash.Sum(nil)[:16]), nil
+}
+
+// tscClass is the same number for all that one counter's frequency may be measured as.
+func tscClass(khz int) int {
+	if khz == 0 {
+		return 0 // not known
+	}
+	return (khz + tscUnit - tscEdge) / tscUnit * tscUnit
 }
 
 // identify writes what changes when a file does.
