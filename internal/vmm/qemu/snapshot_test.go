@@ -252,6 +252,10 @@ func TestContinueBroken(t *testing.T) {
 			if strings.Contains(err.Error(), "\n") {
 				t.Errorf("error of several lines: %q", err)
 			}
+			// Files that are not there or not whole are the caller's to know of; the rest only QEMU can tell.
+			if told := whole.Memory == from.Memory && from.State != "/nonexistent"; errors.Is(err, vmm.ErrSnapshot) != told {
+				t.Errorf("ErrSnapshot: %v, want %v", !told, told)
+			}
 			if took := time.Since(began); took > 10*time.Second {
 				t.Errorf("it took %v to fail", took)
 			}
