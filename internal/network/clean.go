@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -53,7 +52,17 @@ func clean(conn *rtnl.Conn) (living bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	living = slices.ContainsFunc(links, isTap)
+	for _, l := range links {
+		switch {
+		case !isTap(l):
+		case l.Carrier:
+			living = true
+		default: // a monitor that was broken into can have its tap outlive it
+			if err := unlessGone(conn.DeleteLink(l.Index)); err != nil {
+				return living, fmt.Errorf("remove tap %s: %w", l.Name, err)
+			}
+		}
+	}
 	qdiscs, err := conn.Qdiscs()
 	if err != nil {
 		return living, err

@@ -49,11 +49,11 @@ func TestBadSpec(t *testing.T) {
 		"host network by path":     {func(s *specs.Spec) { network(s).Path = "/proc/self/ns/net" }, []string{"cannot have the host's network"}},
 		"namespace that is none":   {func(s *specs.Spec) { network(s).Path = "/dev/null" }, []string{"/dev/null", "namespace"}},
 		"interface on another": {func(s *specs.Spec) {
-			network(s).Path = newSpace(t, "ip link add a type veth peer name b", "ip link add l link a type macvlan").path
-		}, []string{"interface l is on top of a"}},
+			network(s).Path = newSpace(t, "ip link add a0 type veth peer name b0", "ip link add l0 link a0 type macvlan").path
+		}, []string{"interface l0 is on top of a0"}},
 		"port of a bridge": {func(s *specs.Spec) {
-			network(s).Path = newSpace(t, "ip link add br type bridge", "ip link add a type veth peer name b", "ip link set a master br").path
-		}, []string{"interface a is a port of br"}},
+			network(s).Path = newSpace(t, "ip link add br0 type bridge", "ip link add a0 type veth peer name b0", "ip link set a0 master br0").path
+		}, []string{"interface a0 is a port of br0"}},
 		"block device": {func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/disk", Type: "b", Major: 7, Minor: 0}}
 		}, []string{"block device", "/dev/disk"}},

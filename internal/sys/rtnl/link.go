@@ -28,8 +28,9 @@ type Link struct {
 	Queue     int // most packets that wait to be sent
 	// Lower is the interface of the same namespace that this one is on top of, or a veth's peer in it; 0
 	// for none.
-	Lower  int
-	Master int // the bridge, bond or VRF that it is a port of, 0 for none
+	Lower   int
+	Carrier bool // a tap's: whether somebody has it open
+	Master  int  // the bridge, bond or VRF that it is a port of, 0 for none
 	// IPv6Off tells that the interface has IPv6 turned off.
 	IPv6Off bool
 	// NoLinkLocal tells that it makes itself no IPv6 link-local address.
@@ -81,6 +82,8 @@ func parseLink(m []byte) Link {
 			l.Lower = int(Uint32(a.Value))
 		case unix.IFLA_LINK_NETNSID:
 			elsewhere = true
+		case unix.IFLA_CARRIER:
+			l.Carrier = len(a.Value) > 0 && a.Value[0] != 0
 		case unix.IFLA_MASTER:
 			l.Master = int(Uint32(a.Value))
 		case unix.IFLA_LINKINFO:
