@@ -143,12 +143,16 @@ func TestNetworkLooksTheSame(t *testing.T) {
 	}
 }
 
-// settled waits until the kernel knows that links are up and that nobody else has the IPv6 addresses.
+// settled waits until the kernel knows that links are up, has made their own IPv6 addresses, and knows that nobody
+// else has those.
 func (s *space) settled() *space {
 	s.t.Helper()
-	until(s.t, "links and IPv6 addresses are settled", 20*time.Second, func() bool {
-		return s.run("ip -6 addr show tentative; ip link | grep NO-CARRIER || :") == ""
-	})
+	const unsettled = `ip -6 addr show tentative; ip link | grep NO-CARRIER || :
+		for i in $(ip -o link show up | sed 's/^[0-9]*: //; s/[@:].*//'); do
+			if [ $i = lo ] || ip -d link show $i | grep -q 'addrgenmode none' || [ $(sysctl -n net.ipv6.conf.$i.disable_ipv6) = 1 ]; then continue; fi
+			ip -6 addr show dev $i scope link | grep -q fe80 || echo $i
+		done`
+	until(s.t, "links and IPv6 addresses are settled", 20*time.Second, func() bool { return s.run(unsettled) == "" })
 	return s
 }
 
