@@ -41,7 +41,7 @@ var classes = []struct {
 	{runner.ErrNoCwd, codes.InvalidArgument},
 	{spec.ErrInvalid, codes.InvalidArgument},
 	{nic.ErrInvalid, codes.InvalidArgument},
-	{nic.ErrNoCard, codes.NotFound},
+	{nic.ErrNoCard, codes.Unavailable},
 	{mnt.ErrInvalid, codes.InvalidArgument},
 	{mnt.ErrNoDevice, codes.NotFound},
 	{stdio.ErrNoStream, codes.InvalidArgument},

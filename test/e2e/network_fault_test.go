@@ -103,3 +103,19 @@ func TestNetworkVanishes(t *testing.T) {
 		})
 	}
 }
+
+// TestNetworkFlag: networks that there are not.
+func TestNetworkFlag(t *testing.T) {
+	begin(t)
+	for network, words := range map[string][]string{
+		"ns:/no/such/namespace": {"/no/such/namespace"},
+		"ns:/dev/null":          {"/dev/null", "namespace"},
+		"ns:/proc/self/ns/net":  {"cannot have the host's network"},
+		"ns:":                   {"none or ns:PATH"},
+		"host":                  {"cannot have the host's network"},
+		"bridge":                {"none or ns:PATH"},
+	} {
+		husk(t, "run", "--rm", "--network", network, demo, "true").fails(125, words...)
+	}
+	husk(t, "run", "--rm", "--network", "none", demo, "true").ok()
+}
