@@ -13,6 +13,9 @@ import (
 // errHostNetwork refuses a container without a network namespace.
 var errHostNetwork = errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces)")
 
+// maxQueues bounds the queues of a network card: the buffers of each take 0.4 MiB of the guest's memory.
+const maxQueues = 8
+
 // lendNetwork takes over the interfaces of the container's network namespace and gives the VM cards for them.
 func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec *vmm.Spec) error {
 	if plan.Network != ocispec.NetworkPath {
@@ -26,7 +29,7 @@ func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec
 	if err != nil {
 		return err
 	}
-	net, err := network.Attach(plan.NetNS, spec.VCPUs)
+	net, err := network.Attach(plan.NetNS, min(spec.VCPUs, maxQueues))
 	if err != nil {
 		return err
 	}
