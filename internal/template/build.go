@@ -273,7 +273,7 @@ func boot(ctx context.Context, o BuildOptions) (vmm.VM, error) {
 		return nil, errors.Join(why, vm.Stop(limited))
 	}
 	if err := rest(ctx, vm); err != nil {
-		return fail(fmt.Errorf("boot guest: %w", err))
+		return fail(bootError(vm, err, heard))
 	}
 	select {
 	case tail := <-heard:
@@ -281,11 +281,22 @@ func boot(ctx context.Context, o BuildOptions) (vmm.VM, error) {
 			return vm, nil
 		}
 		return fail(fmt.Errorf("boot guest: it ended; last on its console: %q", tail))
-	case <-vm.Done():
-		return fail(fmt.Errorf("boot guest: %w", vm.Err()))
 	case <-ctx.Done():
 		return fail(fmt.Errorf("boot guest: %w", ctx.Err()))
 	}
+}
+
+// bootError says why a guest did not come to rest: where its VM has ended, that is why.
+func bootError(vm vmm.VM, err error, heard <-chan string) error {
+	select {
+	case <-vm.Done():
+	case <-time.After(time.Second):
+		return fmt.Errorf("boot guest: %w", err)
+	}
+	if vm.Err() != nil {
+		err = vm.Err()
+	}
+	return fmt.Errorf("boot guest: %w; last on its console: %q", err, <-heard)
 }
 
 // rest greets the agent, which so has done once what it does first for each VM that starts from it, and has it
