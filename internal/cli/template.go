@@ -63,7 +63,7 @@ func (a *App) templateBuildCommand() *cobra.Command {
 
 func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, background bool) error {
 	if background {
-		if err := syscall.Setpriority(syscall.PRIO_PROCESS, 0, buildNiceness); err != nil {
+		if err := syscall.Setpriority(syscall.PRIO_PGRP, 0, buildNiceness); err != nil {
 			return fmt.Errorf("yield to other processes: %w", err)
 		}
 	}
@@ -87,6 +87,7 @@ func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, background b
 	started := time.Now()
 	key, err := a.templates().Build(limited, template.BuildOptions{
 		Driver: driver, Spec: spec, KernelVersion: guest.KernelVersion, Wait: !background,
+		Rehearse: a.rehearsal,
 		Phase: func(phase string) {
 			if !background {
 				fmt.Fprintf(a.err, "%s (%.1f s)\n", phase, time.Since(started).Seconds())

@@ -31,6 +31,11 @@ func findMkfs() (string, error) {
 	return "", fmt.Errorf("%w: install erofs-utils", ErrNoTool)
 }
 
+// MakeLayer makes a layer of a directory outside of any store: the EROFS image file, which must not exist.
+func MakeLayer(ctx context.Context, file, dir string) error {
+	return makeErofs(ctx, file, dir, strings.Repeat("0", 64))
+}
+
 // makeErofs makes an EROFS image of a directory: uncompressed and with every file in blocks of its own,
 // so that a guest can map it (DAX). key names the layer. The same tree makes the same file, but for the
 // order of the extended attributes of a file that has several, which is that in which they were set.

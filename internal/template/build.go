@@ -15,7 +15,6 @@ import (
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/cleanup"
-	"husk.dev/husk/internal/guest"
 	"husk.dev/husk/internal/vmm"
 )
 
@@ -25,6 +24,8 @@ const (
 	lockFile     = ".lock"
 	failedSuffix = ".failed"
 
+	// revision changes with what is done to a VM before it is saved: no template of another one is used.
+	revision = 1
 	// most is how many templates are kept; the ones that were not used for the longest time go.
 	most = 8
 	// retryAfter is how long a build that failed is not tried again by itself.
@@ -45,6 +46,9 @@ type BuildOptions struct {
 	KernelVersion string
 	// Wait makes Build wait for another process that builds one, in place of ErrBusy.
 	Wait bool
+	// Rehearse makes what the guest rehearses, with its files in a directory that is removed before the
+	// template is kept; nil: nothing.
+	Rehearse func(ctx context.Context, dir string) (*Rehearsal, error)
 	// Phase is told what Build is at; it may be nil.
 	Phase func(string)
 }
@@ -172,7 +176,7 @@ func (s *Store) build(ctx context.Context, key string, o BuildOptions) error {
 		return err
 	}
 	t := &Template{
-		Key: key, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine,
+		Key: key, Revision: revision, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine,
 		KernelVersion: o.KernelVersion, Created: started, BuildMS: time.Since(started).Milliseconds(),
 	}
 	o.Phase("check")
@@ -228,8 +232,13 @@ func saveVM(ctx context.Context, dir string, o BuildOptions) (err error) {
 	}
 	defer state.Close()
 
+	rehearsal, clear, err := prepare(ctx, dir, o)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, clear()) }()
 	o.Phase("boot")
-	vm, err := boot(ctx, o)
+	vm, err := boot(ctx, o, rehearsal)
 	if err != nil {
 		return err
 	}
@@ -253,9 +262,28 @@ func saveVM(ctx context.Context, dir string, o BuildOptions) (err error) {
 	return errors.Join(memory.Sync(), state.Sync())
 }
 
+// prepare makes what the guest rehearses. clear removes its files.
+func prepare(ctx context.Context, dir string, o BuildOptions) (r *Rehearsal, clear func() error, err error) {
+	if o.Rehearse == nil {
+		return nil, func() error { return nil }, nil
+	}
+	files := filepath.Join(dir, "rehearsal")
+	clear = func() error { return os.RemoveAll(files) }
+	if err := os.Mkdir(files, 0o700); err != nil {
+		return nil, nil, err
+	}
+	if r, err = o.Rehearse(ctx, files); err != nil {
+		return nil, nil, errors.Join(err, clear())
+	}
+	return r, clear, nil
+}
+
 // boot starts the VM and waits until its agent is at rest.
-func boot(ctx context.Context, o BuildOptions) (vmm.VM, error) {
+func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
 	spec := Spec(o.Spec)
+	if r != nil {
+		spec.Disks = r.Disks
+	}
 	console, theirs, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -272,7 +300,7 @@ func boot(ctx context.Context, o BuildOptions) (vmm.VM, error) {
 		defer cancel()
 		return nil, errors.Join(why, vm.Stop(limited))
 	}
-	if err := rest(ctx, vm); err != nil {
+	if err := rest(ctx, vm, r); err != nil {
 		return fail(bootError(vm, err, heard))
 	}
 	select {
@@ -297,17 +325,6 @@ func bootError(vm vmm.VM, err error, heard <-chan string) error {
 		err = vm.Err()
 	}
 	return fmt.Errorf("boot guest: %w; last on its console: %q", err, <-heard)
-}
-
-// rest greets the agent, which so has done once what it does first for each VM that starts from it, and has it
-// come to rest.
-func rest(ctx context.Context, vm vmm.VM) error {
-	client, err := guest.Connect(ctx, vm, guest.Options{Hostname: "husk"})
-	if err != nil {
-		return err
-	}
-	_, err = client.Rest(ctx, &agentv1.Empty{})
-	return errors.Join(err, client.Close())
 }
 
 // listen reads the console to its end. It says "" when the agent is at rest, or else the end of what was printed.

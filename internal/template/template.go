@@ -58,6 +58,7 @@ func BaseMiB(memoryMiB int) int {
 // Template is a saved VM and what is known of it. It is kept as JSON.
 type Template struct {
 	Key           string    `json:"key"` // of vmm.Keyer
+	Revision      int       `json:"revision"`
 	MemoryMiB     int       `json:"memory_mib"`
 	VCPUs         int       `json:"vcpus"`
 	Machine       string    `json:"machine"`
@@ -128,7 +129,7 @@ func (s *Store) load(key string) (*Template, error) {
 		return nil, fmt.Errorf("read template: %w", err)
 	}
 	t := &Template{dir: dir}
-	if err := json.Unmarshal(data, t); err != nil || t.Key != key {
+	if err := json.Unmarshal(data, t); err != nil || t.Key != key || t.Revision != revision {
 		return nil, fmt.Errorf("template %s: %w: %s is not its own", key, ErrDamaged, recordFile)
 	}
 	if info, err := os.Stat(dir); err == nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -157,8 +158,10 @@ func checkSnapshot(s Spec) error {
 	switch {
 	case s.Savable && s.From != nil:
 		return errors.New("a VM that continues a saved one cannot be saved")
-	case s.Savable && len(s.Disks)+len(s.Shares)+len(s.NICs) > 0:
-		return errors.New("a VM that is to be saved can have no disks, no shares and no network cards")
+	case s.Savable && len(s.Shares)+len(s.NICs) > 0:
+		return errors.New("a VM that is to be saved can have no shares and no network cards")
+	case s.Savable && (len(s.Disks) > SavedDisks || slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.Pmem })):
+		return fmt.Errorf("a VM that is to be saved can have %d disks, none of them pmem", SavedDisks)
 	case s.From == nil:
 		return nil
 	}

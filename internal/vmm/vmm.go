@@ -75,7 +75,8 @@ type Spec struct {
 	// Initrd, Cmdline, Machine, Accel and VCPUs must be its own. Memory beyond its RAM is plugged in
 	// beside it; see SavedDisks for how the guest finds that and its devices.
 	From *Snapshot
-	// Savable keeps the VM so that Saver can write it out. It takes no Disks, Shares and NICs.
+	// Savable keeps the VM so that Saver can write it out. It takes no Shares and NICs; its Disks are
+	// in the places of SavedDisks, and the guest must have let go of them before.
 	Savable bool
 
 	Disks  []Disk

@@ -1,0 +1,52 @@
+package template
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/vmm"
+)
+
+// Rehearsal is a container that a template's guest makes and removes before it is saved. What kernel and agent
+// do once, for the first container, they have then done: every VM that starts from the template is spared it.
+type Rehearsal struct {
+	Disks  []vmm.Disk // of its root; no Pmem, at most vmm.SavedDisks
+	Rootfs *agentv1.Rootfs
+	Spec   []byte // its OCI configuration, whose program is there and is never run
+}
+
+// rehearsalID is what the container is called.
+const rehearsalID = "rehearsal"
+
+// rehearse makes the container and removes it again.
+func (r *Rehearsal) rehearse(ctx context.Context, client *guest.Client) error {
+	_, err := client.CreateContainer(ctx, &agentv1.CreateContainerRequest{
+		Id: rehearsalID, Spec: r.Spec, Rootfs: r.Rootfs, Stdio: &agentv1.Stdio{},
+	})
+	if err != nil {
+		return fmt.Errorf("rehearse a container: %w", err)
+	}
+	if _, err := client.DeleteContainer(ctx, &agentv1.ContainerRequest{Id: rehearsalID}); err != nil {
+		return fmt.Errorf("rehearse a container: %w", err)
+	}
+	return nil
+}
+
+// rest greets the agent, so that it has done once what it does first for each VM that starts from it, rehearses
+// a container, and has the agent come to rest.
+func rest(ctx context.Context, vm vmm.VM, r *Rehearsal) error {
+	client, err := guest.Connect(ctx, vm, guest.Options{Hostname: "husk"})
+	if err != nil {
+		return err
+	}
+	if r != nil {
+		err = r.rehearse(ctx, client)
+	}
+	if err == nil {
+		_, err = client.Rest(ctx, &agentv1.Empty{})
+	}
+	return errors.Join(err, client.Close())
+}
