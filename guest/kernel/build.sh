@@ -15,8 +15,12 @@ case ${1:-} in
 esac
 arch=${1:?build.sh: name an architecture}
 case $arch in
-x86_64) karch=x86 image=arch/x86/boot/bzImage target=bzImage cross=x86_64-linux-gnu- ;;
-arm64) karch=arm64 image=arch/arm64/boot/Image target=Image cross=aarch64-linux-gnu- ;;
+x86_64)
+	karch=x86 image=arch/x86/boot/bzImage target=bzImage cross=x86_64-linux-gnu-
+	# Calls in place of inline string instructions, which an emulator runs one step at a time.
+	flags='-mmemcpy-strategy=unrolled_loop:256:noalign,libcall:-1:noalign -mmemset-strategy=unrolled_loop:256:noalign,libcall:-1:noalign'
+	;;
+arm64) flags='' karch=arm64 image=arch/arm64/boot/Image target=Image cross=aarch64-linux-gnu- ;;
 *)
 	echo "build.sh: no guest kernel config for $arch (there is x86_64 and arm64)" >&2
 	exit 1
@@ -42,7 +46,7 @@ if [ "$mode" = key ]; then
 	echo "$package $version $arch"
 	"${cross}gcc" --version | head -n 1
 	"${cross}ld" --version | head -n 1
-	cat "$here/build.sh" "$here/common.config" "$here/$arch.config"
+	cat "$here/build.sh" "$here/common.config" "$here/$arch.config" "$here"/patches/*.patch
 	exit
 fi
 
@@ -51,11 +55,21 @@ trap 'rm -rf "$work"' EXIT
 echo "guest kernel: unpacking $package $version" >&2
 tar -C "$work" --strip-components=1 -xf "$tarball"
 
+# What the patches bring saves an emulated guest time and is needed by nothing, so a source that they do not
+# fit does without.
+for patch in "$here"/patches/*.patch; do
+	if patch -d "$work" -p1 -s --dry-run <"$patch" >/dev/null; then
+		patch -d "$work" -p1 -s <"$patch"
+	else
+		echo "guest kernel: $version does not take ${patch##*/}: emulated guests will boot more slowly" >&2
+	fi
+done
+
 cat "$here/common.config" "$here/$arch.config" >"$work/husk.config"
 # A fixed user, host and time make two builds of one source the same bytes.
 kmake() {
 	make -C "$work" ARCH=$karch CROSS_COMPILE="$cross" KBUILD_BUILD_USER=husk KBUILD_BUILD_HOST=husk \
-		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSION=1 "$@"
+		KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 1970' KBUILD_BUILD_VERSION=1 KCFLAGS="$flags" "$@"
 }
 kmake KCONFIG_ALLCONFIG=husk.config allnoconfig >"$work/log" 2>&1 || {
 	tail -n 20 "$work/log" >&2
@@ -93,7 +107,8 @@ kmake -j"$(nproc)" "$target" vmlinux 2>"$work/err" | tee -a "$work/log" |
 mkdir -p "$out"
 cp "$work/$image" "$out/"
 cp "$work/.config" "$out/config"
-"${cross}objcopy" --strip-debug "$work/vmlinux" "$out/vmlinux"
+# QEMU would read and sort the symbols at every start; the kernel has its own for messages.
+"${cross}objcopy" --strip-all "$work/vmlinux" "$out/vmlinux"
 kmake -s kernelrelease >"$out/VERSION"
-printf "Linux, GPL-2.0-only, built from the Debian package %s version %s with husk's config\n" \
+printf "Linux, GPL-2.0-only, built from the Debian package %s version %s with husk's config and patches\n" \
 	"$package" "$version" >"$out/SOURCE"
