@@ -67,6 +67,9 @@ type Spec struct {
 	Kernel  string // bzImage or vmlinux
 	Initrd  string // the guest image
 	Cmdline string // appended to what the driver itself needs
+	// NoACPI says that the kernel finds its processors and devices without ACPI (husk's own does), so that a
+	// machine may go without where that is faster.
+	NoACPI bool
 
 	MemoryMiB int // guest RAM
 	VCPUs     int

@@ -137,18 +137,27 @@ func (b *builder) base() {
 	b.add("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
 }
 
+const (
+	// codeCache bounds the translated code. Without a bound it grows by up to 1 GiB that nobody planned for.
+	codeCache = "tb-size=256"
+	// emulatedCPU is x86 without what only costs time when it is emulated. String instructions are slower
+	// than the loops they replace: without erms, and as one of AMD's family 6, Linux takes the loops; later
+	// families also make it work around errata of theirs. Nested SVM is of no use, but without it QEMU leaves
+	// out the leaf that says how wide addresses are, so that one is asked for. Five levels of page tables are
+	// walked in five steps.
+	emulatedCPU = "max,-erms,-svm,-la57,xlevel=0x80000008,family=6"
+	// mmioDevices is how many virtio-mmio transports a microvm without ACPI has.
+	mmioDevices = 8
+)
+
 func (b *builder) machine() {
 	switch {
 	case b.facts.accel == "kvm":
 		b.add("-accel", "kvm", "-cpu", b.hostCPU())
 	case b.facts.arch == "amd64":
-		// Without a bound the cache of translated code grows by up to 1 GiB that nobody planned for.
-		// String instructions are slower emulated than the loops they replace; nested SVM is of no use, but
-		// without it QEMU leaves out the leaf that says how wide addresses are, so that one is asked for.
-		// Five levels of page tables only cost time.
-		b.add("-accel", "tcg,tb-size=256", "-cpu", "max,-erms,-svm,-la57,xlevel=0x80000008")
+		b.add("-accel", "tcg,"+codeCache, "-cpu", emulatedCPU)
 	default:
-		b.add("-accel", "tcg,tb-size=256", "-cpu", "max")
+		b.add("-accel", "tcg,"+codeCache, "-cpu", "max")
 	}
 	b.add("-machine", b.machineType()+",memory-backend=ram,mem-merge=off,dump-guest-core=off")
 	if b.spec.Machine == microvm {
@@ -223,11 +232,22 @@ func (b *builder) machineType() string {
 		if b.facts.accel == "tcg" && b.facts.tscKHz == 0 {
 			timers = "" // a guest that cannot be told its clock's frequency finds it with the old timers
 		}
-		return "microvm,acpi=on,isa-serial=off" + timers
+		acpi := "on"
+		if b.withoutACPI() {
+			acpi = "off"
+		}
+		return "microvm,acpi=" + acpi + ",isa-serial=off" + timers
 	}
 	// The old timer stays: with ACPI tables that are not hardware-reduced Linux checks the local APIC's
 	// timer against it, and without it ends up with no timer at all.
 	return "q35,smbus=off,sata=off,usb=off,vmport=off,hpet=off,graphics=off"
+}
+
+// withoutACPI tells whether a microvm goes without ACPI, whose interpreter and tables cost an emulated guest a
+// tenth of its boot. It then has fewer transports, and only a guest that is told its clock's frequency has timers.
+func (b *builder) withoutACPI() bool {
+	return b.spec.NoACPI && b.facts.accel == "tcg" && b.facts.tscKHz > 0 &&
+		ownSlots+len(b.spec.Disks)+len(b.spec.Shares)+len(b.spec.NICs) <= mmioDevices
 }
 
 // memory leaves room in the address space for disks that are memory and for more RAM.
@@ -264,7 +284,7 @@ func (b *builder) monitor() {
 
 func (b *builder) channel() {
 	// QEMU writes to a console without waiting: what nobody reads in time is lost, the guest runs on.
-	b.device("virtio-serial", "id=serial", true)
+	b.device("virtio-serial", "id=serial,max_ports=2", true)
 	if b.facts.console {
 		b.add("-chardev", "stdio,id=console,signal=off")
 	} else {
@@ -365,6 +385,13 @@ func cmdline(s vmm.Spec, f facts) string {
 		// An emulated guest reads the host's counter; finding its frequency, doubting it and patching
 		// locks out of the kernel costs hundreds of milliseconds.
 		words = append(words, fmt.Sprintf("tsc_early_khz=%d", f.tscKHz), "tsc=reliable", "no_timer_check", "noreplace-smp")
+	}
+	if f.arch == "amd64" && f.accel == "tcg" {
+		// What the mitigations keep apart in a processor's predictors an emulator does not keep there, but
+		// patching the kernel for them, and running what they add, takes it long. Its local timer counts
+		// nanoseconds, and another processor is awake at once. lapic_timer_khz and keep_initmem are of the
+		// patches of husk's kernel; others ignore them.
+		words = append(words, "mitigations=off", "lapic_timer_khz=1000000", "cpu_init_udelay=0", "keep_initmem")
 	}
 	if f.vhost != 0 {
 		words = append(words, "husk.channel=vsock")

@@ -150,6 +150,37 @@ func TestArgvOfSnapshots(t *testing.T) {
 	}
 }
 
+// TestACPI: only an emulated guest that needs none, and few devices, goes without.
+func TestACPI(t *testing.T) {
+	needless := func(machine string) vmm.Spec {
+		s := spec(machine)
+		s.NoACPI = true
+		return s
+	}
+	unknown, full, crowded := tcg(), needless(microvm), needless(microvm)
+	unknown.tscKHz = 0
+	full.Disks = make([]vmm.Disk, mmioDevices-ownSlots)
+	crowded.Disks, crowded.NICs = full.Disks, make([]vmm.NIC, 1)
+	for name, c := range map[string]struct {
+		spec  vmm.Spec
+		facts facts
+		want  string
+	}{
+		"needless":          {needless(microvm), tcg(), "microvm,acpi=off,"},
+		"all slots taken":   {full, tcg(), "microvm,acpi=off,"},
+		"too many devices":  {crowded, tcg(), "microvm,acpi=on,"},
+		"needed":            {spec(microvm), tcg(), "microvm,acpi=on,"},
+		"clock unknown":     {needless(microvm), unknown, "microvm,acpi=on,"},
+		"on KVM":            {needless(microvm), onKVM(tcg()), "microvm,acpi=on,"},
+		"a machine with it": {needless(q35), tcg(), "q35,smbus=off"},
+	} {
+		b := &builder{spec: c.spec, facts: c.facts}
+		if got := b.machineType(); !strings.HasPrefix(got, c.want) {
+			t.Errorf("%s: machine %s, want %s", name, got, c.want)
+		}
+	}
+}
+
 // lines puts every option on a line of its own.
 func lines(args []string) string {
 	var b strings.Builder
