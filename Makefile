@@ -96,6 +96,7 @@ install: ## install what was built below PREFIX (/usr/local)
 	install -m 755 build/bin/* "$(DESTDIR)$(PREFIX)/bin/"
 	rm -f "$(DESTDIR)$(PREFIX)"/lib/husk/guest/*
 	install -m 644 $(GUEST)/* "$(DESTDIR)$(PREFIX)/lib/husk/guest/"
+	[ ! -f $(GUEST)/seccomp-filter ] || chmod 755 "$(DESTDIR)$(PREFIX)/lib/husk/guest/seccomp-filter"
 	@$(MAKE) man
 	install -d "$(DESTDIR)$(PREFIX)/share"
 	cp -r build/share/. "$(DESTDIR)$(PREFIX)/share/"

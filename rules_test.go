@@ -99,8 +99,8 @@ var layers = []layer{
 		[]string{"internal/sandbox"},
 		[]string{
 			"api/agent/v1", "internal/assets", "internal/cleanup", "internal/config", "internal/guest",
-			"internal/logfile", "internal/network/...", "internal/ocispec", "internal/state", "internal/storage/...",
-			"internal/sys/...", "internal/template", "internal/vmm",
+			"internal/logfile", "internal/network/...", "internal/ocispec", "internal/seccomp", "internal/state",
+			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
 		},
 		"the one orchestrator: it knows every part, as contracts and values, and no part knows it",
 	},
@@ -108,6 +108,10 @@ var layers = []layer{
 		[]string{"internal/control"},
 		[]string{"api/control/v1", "internal/cleanup", "internal/fdpass", "internal/logfile", "internal/sandbox", "internal/sys/..."},
 		"serves a sandbox, and is its client",
+	},
+	{
+		[]string{"internal/seccomp"}, []string{"internal/child"},
+		"one program's client",
 	},
 	{
 		[]string{"internal/check"},

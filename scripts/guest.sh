@@ -40,10 +40,9 @@ crun_dir() {
 	say "cannot build crun from source (above); taking the package's binary, which starts slower"
 }
 
-# image_dir KERNELDIR AGENT prints the cache directory of the image for that kernel and agent.
+# image_dir KERNELDIR AGENT CRUN prints the cache directory of the image for that kernel and agent.
 image_dir() {
-	local key crun builder=$top/guest/image/build.sh
-	crun=$(crun_dir)
+	local key crun=$3 builder=$top/guest/image/build.sh
 	key=$({
 		"$builder" --key "$2" "$crun"
 		if [ -d "$1/modules" ]; then basename "$1"; fi
@@ -53,7 +52,8 @@ image_dir() {
 
 # describe KERNELDIR KERNELFILE OUTDIR writes guest.json, which the husk binary reads.
 describe() {
-	local key
+	local key compiler=
+	[ ! -f "$3/seccomp-filter" ] || compiler=seccomp-filter
 	key=$(cat "$3/$2" "$3/initrd.img" | hash_of)
 	cat >"$3/guest.json" <<-JSON
 		{
@@ -63,6 +63,7 @@ describe() {
 		  "kernel_version": "$(cat "$1/VERSION")",
 		  "kernel_source": "$(cat "$1/SOURCE")",
 		  "initrd": "initrd.img",
+		  "filter_compiler": "$compiler",
 		  "key": "$key"
 		}
 	JSON
@@ -70,9 +71,10 @@ describe() {
 
 # fill OUTDIR AGENT replaces OUTDIR in one step, so that nobody sees a kernel beside another's image.
 fill() {
-	local out=$1 agent=$2 kernel image file boot=
+	local out=$1 agent=$2 kernel image crun file boot=
 	kernel=$(kernel_dir)
-	image=$(image_dir "$kernel" "$agent")
+	crun=$(crun_dir)
+	image=$(image_dir "$kernel" "$agent" "$crun")
 	rm -rf "$out.partial"
 	mkdir -p "$out.partial"
 	for file in vmlinux bzImage Image vmlinuz; do
@@ -81,6 +83,7 @@ fill() {
 		boot=${boot:-$file}
 	done
 	cp "$kernel/SOURCE" "$image/initrd.img" "$image/MANIFEST" "$out.partial/"
+	[ ! -f "$crun/seccomp-filter" ] || cp "$crun/seccomp-filter" "$out.partial/"
 	describe "$kernel" "$boot" "$out.partial"
 	# The same files stay in place, for whoever reads them now.
 	if diff -rq "$out.partial" "$out" >/dev/null 2>&1; then

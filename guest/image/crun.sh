@@ -1,7 +1,9 @@
 #!/bin/bash
 # Builds crun statically from the source package of the distribution's crun.
 #   crun.sh --key      prints everything that the result depends on
-#   crun.sh OUTDIR     OUTDIR gets crun and SOURCES, the Debian packages that it is made from
+#   crun.sh OUTDIR     OUTDIR gets crun, seccomp-filter and SOURCES, the Debian packages that they are made from
+# seccomp-filter runs on the host: it compiles a seccomp filter as this crun would do, for an emulated guest
+# 20 times faster.
 # Why not the package's binary: crun starts itself twice for every command, and each start of the dynamic
 # one loads and relocates ten libraries, most of them for systemd, which a guest has not. Under emulation
 # that is more than half of the time that "crun run true" takes.
@@ -11,6 +13,7 @@ set -euo pipefail
 export LC_ALL=C TZ=UTC
 umask 022
 
+here=$(cd "$(dirname "$0")" && pwd)
 libraries=(libseccomp-dev libcap-dev libyajl-dev libc6-dev)
 source=$(dpkg-query -W -f '${source:Package}' crun)
 version=$(dpkg-query -W -f '${source:Version}' crun)
@@ -24,7 +27,7 @@ built_from() {
 if [ "${1:-}" = --key ]; then
 	built_from
 	gcc --version | head -n 1
-	cat "${BASH_SOURCE[0]}"
+	cat "${BASH_SOURCE[0]}" "$here/filter/filter.c"
 	exit
 fi
 
@@ -71,7 +74,9 @@ compile() {
 		ac_cv_search_gcry_check_version=no CFLAGS="${cflags[*]}" LDFLAGS="-no-pie -L$PWD/static"
 	make -s git-version.h
 	make -s -j"$(nproc)" crun_LDFLAGS='-all-static -Wl,--build-id=none' crun
-	strip -s crun
+	gcc "${cflags[@]}" -I. -Isrc -Ilibocispec/src -static -no-pie "-L$PWD/static" -Wl,--build-id=none -o seccomp-filter \
+		"$here/filter/filter.c" .libs/libcrun.a libocispec/.libs/libocispec.a -lseccomp -lcap -lyajl
+	strip -s crun seccomp-filter
 }
 
 # The log is long and says nothing when all is well.
@@ -95,5 +100,5 @@ trap 'rm -rf "$work"' EXIT
 	exit 1
 }
 mkdir -p "$out"
-cp "$work/crun/crun" "$out/crun"
+cp "$work/crun/crun" "$work/crun/seccomp-filter" "$out/"
 built_from >"$out/SOURCES"

@@ -151,10 +151,14 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	}
 	undo.Add(c.root.Unmount)
 	seccomp := spec.Seccomp(r.GetSpec())
+	filter := r.GetSeccompFilter()
+	if len(filter) == 0 {
+		filter = a.filters.get(seccomp)
+	}
 	config, err := spec.Rewrite(r.GetSpec(), spec.Changes{
 		Root: c.root.Path, Cgroup: filepath.Join(a.config.CgroupParent, c.id),
 		Terminal: streams.Terminal(), Rows: streams.Size().Rows, Columns: streams.Size().Columns,
-		Join: a.namespace, NoDevices: a.config.NoDevices, Filter: a.filters.get(seccomp),
+		Join: a.namespace, NoDevices: a.config.NoDevices, Filter: filter,
 	})
 	if err != nil {
 		return nil, err

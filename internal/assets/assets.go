@@ -25,6 +25,9 @@ type Guest struct {
 	KernelSource  string `json:"kernel_source"`  // licence and source package, one line
 	Initrd        string `json:"initrd"`         // file name, made absolute by Find
 	Key           string `json:"key"`            // hash of what both were built from
+	// FilterCompiler is the program that internal/seccomp runs; empty where none could be built. A file
+	// name, made absolute by Find.
+	FilterCompiler string `json:"filter_compiler"`
 }
 
 // Arch is this machine's architecture as guest.json names it.
@@ -59,7 +62,11 @@ func Find(dir string) (Guest, error) {
 	if g.Arch != Arch() {
 		return g, fmt.Errorf("guest kernel and image in %s are for %s, this machine is %s", dir, g.Arch, Arch())
 	}
-	for what, name := range map[string]*string{"kernel": &g.Kernel, "image": &g.Initrd} {
+	files := map[string]*string{"kernel": &g.Kernel, "image": &g.Initrd}
+	if g.FilterCompiler != "" {
+		files["filter compiler"] = &g.FilterCompiler
+	}
+	for what, name := range files {
 		if *name == "" || *name != filepath.Base(*name) {
 			return g, fmt.Errorf("read %s: %s is %q, want a file name", filepath.Join(dir, "guest.json"), what, *name)
 		}

@@ -99,12 +99,13 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	s.mu.Lock()
 	s.warnings = plan.Warnings
 	s.mu.Unlock()
+	filter := s.compileFilter(ctx, plan.Spec)
 	root, err := s.startVM(ctx, c, plan, size, r)
 	if err != nil {
 		return err
 	}
 	taken = true
-	if err := s.createInGuest(ctx, c, plan, root, r); err != nil {
+	if err := s.createInGuest(ctx, c, plan, root, r, filter()); err != nil {
 		return err
 	}
 	s.wantTemplate(size)
@@ -203,8 +204,12 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 }
 
 // createInGuest has the agent make the container and follows it from then on.
-func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec.Plan, root *agentv1.Rootfs, r CreateRequest) error {
-	data, err := json.Marshal(plan.Spec)
+func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec.Plan, root *agentv1.Rootfs, r CreateRequest, filter []byte) error {
+	spec := plan.Spec
+	if filter != nil {
+		spec = withoutFilter(spec)
+	}
+	data, err := json.Marshal(spec)
 	if err != nil {
 		r.Stdio.Close()
 		return fmt.Errorf("encode configuration: %w", err)
@@ -217,7 +222,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 		return err
 	}
 	c.init.streams = streams
-	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start}
+	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start, SeccompFilter: filter}
 	if len(plan.Shares) > 0 {
 		request.Shares = []string{storage.ShareTag}
 	}

@@ -536,9 +536,12 @@ type CreateContainerRequest struct {
 	Spec   []byte  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Rootfs *Rootfs `protobuf:"bytes,3,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
 	// Tags of virtio-fs shares to mount at ShareDir/<tag> where they are not mounted yet.
-	Shares        []string `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"`
-	Stdio         *Stdio   `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"`
-	Start         bool     `protobuf:"varint,6,opt,name=start,proto3" json:"start,omitempty"`
+	Shares []string `protobuf:"bytes,4,rep,name=shares,proto3" json:"shares,omitempty"`
+	Stdio  *Stdio   `protobuf:"bytes,5,opt,name=stdio,proto3" json:"stdio,omitempty"`
+	Start  bool     `protobuf:"varint,6,opt,name=start,proto3" json:"start,omitempty"`
+	// What linux.seccomp compiles to, in the form that seccomp(2) takes, at most 32 KiB. spec has no
+	// linux.seccomp then.
+	SeccompFilter []byte `protobuf:"bytes,7,opt,name=seccomp_filter,json=seccompFilter,proto3" json:"seccomp_filter,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -613,6 +616,13 @@ func (x *CreateContainerRequest) GetStart() bool {
 		return x.Start
 	}
 	return false
+}
+
+func (x *CreateContainerRequest) GetSeccompFilter() []byte {
+	if x != nil {
+		return x.SeccompFilter
+	}
+	return nil
 }
 
 type CreateContainerResponse struct {
@@ -2055,14 +2065,15 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06no_arp\x18\b \x01(\bR\x05noArp\x12\x19\n" +
 	"\bipv6_off\x18\t \x01(\bR\aipv6Off\x12\"\n" +
 	"\rno_link_local\x18\n" +
-	" \x01(\bR\vnoLinkLocal\"\xc5\x01\n" +
+	" \x01(\bR\vnoLinkLocal\"\xec\x01\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
 	"\x06rootfs\x18\x03 \x01(\v2\x15.husk.agent.v1.RootfsR\x06rootfs\x12\x16\n" +
 	"\x06shares\x18\x04 \x03(\tR\x06shares\x12*\n" +
 	"\x05stdio\x18\x05 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x14\n" +
-	"\x05start\x18\x06 \x01(\bR\x05start\"+\n" +
+	"\x05start\x18\x06 \x01(\bR\x05start\x12%\n" +
+	"\x0eseccomp_filter\x18\a \x01(\fR\rseccompFilter\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"r\n" +
 	"\x06Rootfs\x12\x12\n" +

@@ -20,7 +20,7 @@ type Changes struct {
 	Rows, Columns uint16
 	// NoDevices drops linux.resources.devices, for a test on a machine where BPF programs cannot be loaded.
 	NoDevices bool
-	// Filter is what the runner compiled linux.seccomp into before, or nil.
+	// Filter is what linux.seccomp compiles to, or empty where the runner is to find out.
 	Filter []byte
 	// Join returns the path of a namespace of the given type ("pid", …) to join where the configuration
 	// names one of another container: by "husk:ID" that container's, with an empty id one that the host
@@ -239,7 +239,7 @@ func setAnnotations(top object, c Changes) error {
 			delete(annotations, name)
 		}
 	}
-	if c.Filter != nil {
+	if len(c.Filter) > 0 {
 		if annotations == nil {
 			annotations = object{}
 		}
