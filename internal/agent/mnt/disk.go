@@ -42,7 +42,7 @@ func named(s string, most int) bool {
 }
 
 // filesystems are what a disk may hold. The kernel would try to read anything as whatever it is told.
-var filesystems = map[string]bool{"erofs": true, "ext4": true, "squashfs": true}
+var filesystems = map[string]bool{"erofs": true, "ext4": true}
 
 // findDevice returns the device node of a disk once it is there.
 func findDevice(ctx context.Context, d *agentv1.Disk) (string, error) {

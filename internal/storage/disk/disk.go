@@ -27,7 +27,7 @@ const (
 	// makeWait bounds making a blank file system: milliseconds, on a loaded machine seconds.
 	makeWait = time.Minute
 	// form is part of a blank's name: it changes with the options below.
-	form = 1
+	form = 2
 )
 
 // mkfsOptions make a file system whose metadata is next to nothing until it is used. It has no journal:
@@ -41,6 +41,9 @@ var mkfsOptions = []string{
 var oldMkfsOptions = []string{
 	"-q", "-F", "-m", "0", "-L", "husk", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1",
 }
+
+// directories are in a blank, for whoever puts an overlay on it: making them takes an emulated guest 20 ms.
+var directories = []string{"upper", "work"}
 
 // Create makes the disk path, a new file, with an empty ext4 of size MiB. It copies a blank file system
 // that is made once for each size in cacheDir. On an error nothing of path is left; one for want of room
@@ -124,11 +127,22 @@ func makeBlank(ctx context.Context, mkfs, path string, size int) (err error) {
 			os.Remove(tmp.Name())
 		}
 	}()
+	content, err := os.MkdirTemp(filepath.Dir(path), tmpPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(content)
+	for _, name := range directories {
+		dir := filepath.Join(content, name)
+		if err := errors.Join(os.Mkdir(dir, 0o755), os.Chmod(dir, 0o755)); err != nil { // whatever the umask is
+			return err
+		}
+	}
 	for _, options := range [][]string{mkfsOptions, oldMkfsOptions} {
 		if err = errors.Join(tmp.Truncate(0), tmp.Truncate(int64(size)<<20)); err != nil {
 			return err
 		}
-		cmd := exec.CommandContext(ctx, mkfs, append(options[:len(options):len(options)], tmp.Name())...)
+		cmd := exec.CommandContext(ctx, mkfs, append(options[:len(options):len(options)], "-d", content, tmp.Name())...)
 		cmd.Env = []string{"LC_ALL=C"}
 		var output []byte
 		if output, err = cmd.CombinedOutput(); err == nil {
@@ -165,7 +179,7 @@ func removeStale(dir string, size int) {
 			continue
 		}
 		for _, path := range stale {
-			os.Remove(path) // what stays costs room, nothing else
+			os.RemoveAll(path) // what stays costs room, nothing else
 		}
 	}
 }
