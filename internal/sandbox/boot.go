@@ -253,6 +253,9 @@ func (s *Sandbox) bootError(vm vmm.VM, err error, limit time.Duration) error {
 	case <-vm.Done():
 		if vm.Err() != nil {
 			err = vm.Err()
+			if endedByItself(err) {
+				err = fmt.Errorf("%w: %w", errNoAnswer, err)
+			}
 		}
 	default:
 		if errors.Is(err, context.DeadlineExceeded) {
@@ -265,6 +268,12 @@ func (s *Sandbox) bootError(vm vmm.VM, err error, limit time.Duration) error {
 		return fmt.Errorf("boot guest: %w; last on its console: %s", err, last)
 	}
 	return fmt.Errorf("boot guest: %w; it printed nothing on its console", err)
+}
+
+// endedByItself tells whether err, the end of a monitor, is its own or its guest's doing, and not a signal's.
+func endedByItself(err error) bool {
+	var process interface{ Exited() bool } // os.ProcessState in exec.ExitError
+	return !errors.As(err, &process) || process.Exited()
 }
 
 // flush has the guest write what is dirty, so that files on shares are whole once the VM is gone.

@@ -4,6 +4,7 @@
 //	probe serve PORT            sends back what comes by TCP and UDP, for ever; prints "serving"
 //	probe tcp ADDRESS BYTES     sends random bytes and checks that they come back
 //	probe udp ADDRESS BYTES     the same in one datagram, sent again each second until an answer comes
+//	probe random                what the kernel gave this process that no other should have
 package main
 
 import (
@@ -17,14 +18,15 @@ import (
 func main() {
 	args := append(os.Args[1:], "", "", "")
 	verbs := map[string]func(string, string) error{
-		"xattr": func(file, _ string) error { return attributes(file) },
-		"serve": func(port, _ string) error { return serve(port) },
-		"tcp":   func(address, bytes string) error { return exchange("tcp", address, bytes) },
-		"udp":   func(address, bytes string) error { return exchange("udp", address, bytes) },
+		"xattr":  func(file, _ string) error { return attributes(file) },
+		"serve":  func(port, _ string) error { return serve(port) },
+		"tcp":    func(address, bytes string) error { return exchange("tcp", address, bytes) },
+		"random": func(string, string) error { return random() },
+		"udp":    func(address, bytes string) error { return exchange("udp", address, bytes) },
 	}
 	verb := verbs[args[0]]
 	if verb == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES")
+		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES | random")
 		os.Exit(2)
 	}
 	if err := verb(args[1], args[2]); err != nil {
