@@ -23,6 +23,9 @@ import (
 // wakeTimeout bounds the wait for a guest that continues from a template; then it is booted.
 const wakeTimeout = 30 * time.Second
 
+// endWait is how long a VM may take to end once its guest has hung up.
+const endWait = time.Second
+
 // errNoAnswer is matched when a guest runs and its agent does not answer.
 var errNoAnswer = errors.New("it did not answer")
 
@@ -201,7 +204,7 @@ func (s *Sandbox) connect(ctx context.Context, a *attempt, vm vmm.VM, spec vmm.S
 		phase = "wake guest"
 	}
 	defer s.timing.begin(phase)()
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	stop := make(chan struct{})
 	defer close(stop)
@@ -212,9 +215,9 @@ func (s *Sandbox) connect(ctx context.Context, a *attempt, vm vmm.VM, spec vmm.S
 		case <-stop:
 		}
 	}()
-	client, err := guest.Connect(ctx, vm, greeting(spec))
+	client, err := guest.Connect(waiting, vm, greeting(spec))
 	if err != nil {
-		return s.bootError(vm, err, limit)
+		return s.bootError(ctx, vm, err, limit)
 	}
 	hello := client.Greeting()
 	s.log.Info("guest answered", "kernel", printable(hello.Kernel), "runner", printable(hello.Runner),
@@ -248,7 +251,15 @@ func greeting(spec vmm.Spec) guest.Options {
 }
 
 // bootError says why a guest did not answer, with what it last said.
-func (s *Sandbox) bootError(vm vmm.VM, err error, limit time.Duration) error {
+func (s *Sandbox) bootError(ctx context.Context, vm vmm.VM, err error, limit time.Duration) error {
+	late := errors.Is(err, context.DeadlineExceeded)
+	if !late {
+		select { // a connection that breaks is most often the first that shows of the VM's end
+		case <-vm.Done():
+		case <-ctx.Done():
+		case <-time.After(endWait):
+		}
+	}
 	select {
 	case <-vm.Done():
 		if vm.Err() != nil {
@@ -258,7 +269,7 @@ func (s *Sandbox) bootError(vm vmm.VM, err error, limit time.Duration) error {
 			}
 		}
 	default:
-		if errors.Is(err, context.DeadlineExceeded) {
+		if late {
 			err = fmt.Errorf("%w within %d s", errNoAnswer, int(limit.Seconds()))
 		}
 	}
