@@ -33,6 +33,8 @@ func (a *App) templateCommand() *cobra.Command {
 			"all that start from it share its memory until they write to it. Husk builds templates by itself when it needs\n" +
 			"one that is not there, in the background; template = \"ready\" in the configuration keeps it from that, and\n" +
 			"template = \"off\" from using any.",
+		Args: cobra.NoArgs, // else a verb that does not exist is no error
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.templateBuildCommand(), a.templateListCommand(), a.templateVerifyCommand(), a.templateRemoveCommand())
 	return cmd
@@ -51,6 +53,11 @@ func (a *App) templateBuildCommand() *cobra.Command {
 			}
 			if vcpus == 0 {
 				vcpus = a.config.VCPUs
+			}
+			size := a.config
+			size.MemoryMiB, size.VCPUs = memory, vcpus
+			if err := size.Check(); err != nil && !background { // a container's size was checked when it started
+				return err
 			}
 			return a.buildTemplate(cmd.Context(), memory, vcpus, background)
 		},
@@ -114,7 +121,7 @@ func (a *App) templateListCommand() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				return a.printJSON(list)
+				return a.printJSON(append([]*template.Template{}, list...)) // none is a list, too
 			}
 			w := table(a.out)
 			fmt.Fprintln(w, "KEY\tMEMORY\tVCPUS\tKERNEL\tON DISK\tUSED")
@@ -152,7 +159,7 @@ func (a *App) templateRemoveCommand() *cobra.Command {
 		Long:    "Remove deletes templates from the disk. Virtual machines that started from one are not touched.",
 		Example: "  husk template rm --all",
 		RunE: func(_ *cobra.Command, keys []string) error {
-			if len(keys) == 0 && !every {
+			if (len(keys) == 0) != every {
 				return errors.New("name the templates to remove ('husk template ls' lists them), or give --all")
 			}
 			return a.eachTemplate(keys, every, func(store *template.Store, key string) error {
