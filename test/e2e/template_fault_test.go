@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -227,9 +228,9 @@ func TestTemplateReplacedUnderStarts(t *testing.T) {
 	build(t)
 	stop := make(chan struct{})
 	var builder, all sync.WaitGroup
-	rounds := 0
+	var rounds atomic.Int32
 	builder.Go(func() {
-		for ; ; rounds++ {
+		for ; ; rounds.Add(1) {
 			select {
 			case <-stop:
 				return
@@ -244,9 +245,10 @@ func TestTemplateReplacedUnderStarts(t *testing.T) {
 		}
 	})
 	places := make(chan struct{}, 20)
-	for i := range starts {
+	began := time.Now()
+	for i := 0; i < starts || rounds.Load() < 2 && time.Since(began) < patience; i++ {
+		places <- struct{}{}
 		all.Go(func() {
-			places <- struct{}{}
 			defer func() { <-places }()
 			id := fmt.Sprintf("many-%d", i)
 			r := husk(t, "run", "--rm", "--name", id, "--rootfs", env.rootfs, "echo", id).run()
@@ -258,8 +260,8 @@ func TestTemplateReplacedUnderStarts(t *testing.T) {
 	all.Wait()
 	close(stop)
 	builder.Wait()
-	if rounds < 2 {
-		t.Errorf("the template was replaced %d times", rounds)
+	if n := rounds.Load(); n < 2 {
+		t.Errorf("the template was replaced %d times", n)
 	}
 	husk(t, "template", "verify").ok()
 	if list := templates(t); len(list) != 1 || inStore(t) != list[0].Key {
