@@ -34,8 +34,8 @@ var layers = []layer{
 	{
 		[]string{
 			"internal/assets", "internal/channel", "internal/child", "internal/cleanup", "internal/config",
-			"internal/fdpass", "internal/hook", "internal/image", "internal/logfile", "internal/ocispec",
-			"internal/state", "internal/testenv/...",
+			"internal/fdpass", "internal/hook", "internal/hostcgroup", "internal/image", "internal/logfile",
+			"internal/ocispec", "internal/state", "internal/testenv/...",
 		}, []string{"internal/sys/...", "internal/cleanup"},
 		"leaves: each is understood and tested by itself",
 	},
@@ -99,8 +99,8 @@ var layers = []layer{
 		[]string{"internal/sandbox"},
 		[]string{
 			"api/agent/v1", "internal/assets", "internal/cleanup", "internal/config", "internal/guest",
-			"internal/logfile", "internal/network/...", "internal/ocispec", "internal/seccomp", "internal/state",
-			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
+			"internal/hostcgroup", "internal/logfile", "internal/network/...", "internal/ocispec", "internal/seccomp",
+			"internal/state", "internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
 		},
 		"the one orchestrator: it knows every part, as contracts and values, and no part knows it",
 	},
@@ -131,7 +131,7 @@ var layers = []layer{
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
 			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/hook",
-			"internal/image", "internal/network", "internal/ocispec", "internal/sandbox", "internal/state",
+			"internal/hostcgroup", "internal/image", "internal/network", "internal/ocispec", "internal/sandbox", "internal/state",
 			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",

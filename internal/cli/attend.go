@@ -41,35 +41,48 @@ func (a *App) attendCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			conn, err := control.SendStdio(dir.Path(""), token, [3]*os.File{os.Stdin, os.Stdout, os.Stderr})
-			if errors.Is(err, control.ErrGone) {
-				return &exitError{code: exitFailed} // as below: who started us tells what became of the owner
+			if execID == "" {
+				if err := a.standIn(dir); err != nil {
+					return err
+				}
 			}
-			if err != nil {
-				return err
-			}
-			defer conn.Close()
-			signals := catch()
-			gate := os.NewFile(attendGo, "go")
-			if n, err := gate.Read(make([]byte, 1)); n != 1 || err != nil {
-				return &exitError{code: exitFailed} // its creation failed, which is told elsewhere
-			}
-			gate.Close()
-			s := &session{app: a, dir: dir, exec: execID, signals: signals}
-			if terminal {
-				s.tty = os.Stdin
-			}
-			code, err := s.follow(context.Background())
-			if err != nil {
-				return err
-			}
-			return &exitError{code: code}
+			// This thread may see the container's files and not the host's any more.
+			done := make(chan error, 1)
+			go func() { done <- a.attend(dir, token, execID, terminal) }()
+			return <-done
 		},
 	}
 	cmd.Flags().StringVar(&token, "token", "", "")
 	cmd.Flags().StringVar(&execID, "exec", "", "")
 	cmd.Flags().BoolVar(&terminal, "terminal", false, "")
 	return cmd
+}
+
+// attend passes stdio on and follows the process until it has exited.
+func (a *App) attend(dir *state.Dir, token, execID string, terminal bool) error {
+	conn, err := control.SendStdio(dir.Path(""), token, [3]*os.File{os.Stdin, os.Stdout, os.Stderr})
+	if errors.Is(err, control.ErrGone) {
+		return &exitError{code: exitFailed} // as below: who started us tells what became of the owner
+	}
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	signals := catch()
+	gate := os.NewFile(attendGo, "go")
+	if n, err := gate.Read(make([]byte, 1)); n != 1 || err != nil {
+		return &exitError{code: exitFailed} // its creation failed, which is told elsewhere
+	}
+	gate.Close()
+	s := &session{app: a, dir: dir, exec: execID, signals: signals}
+	if terminal {
+		s.tty = os.Stdin
+	}
+	code, err := s.follow(context.Background())
+	if err != nil {
+		return err
+	}
+	return &exitError{code: code}
 }
 
 // catch collects the signals that are handed on to the container.
@@ -206,7 +219,7 @@ func (a *App) startAttend(id, execID, token string, files [3]*os.File, o attendO
 		return nil, err
 	}
 	defer theirs.Close()
-	args := a.hidden("attend", "--token", token)
+	args := a.hidden(attendVerb, "--token", token)
 	if execID != "" {
 		args = append(args, "--exec", execID)
 	}

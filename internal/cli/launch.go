@@ -17,6 +17,7 @@ import (
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/cleanup"
 	"husk.dev/husk/internal/control"
+	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
@@ -170,6 +171,9 @@ func (a *App) clear(id string, record state.Container) error {
 		if err := network.Clean(record.NetNS); err != nil {
 			a.warn("%v", err)
 		}
+	}
+	if err := hostcgroup.Remove(record.Cgroup); err != nil {
+		a.warn("%v", err)
 	}
 	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
 		return fmt.Errorf("remove the container's data: %w", err)

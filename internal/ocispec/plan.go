@@ -172,8 +172,18 @@ func (p *Plan) warn(format string, args ...any) {
 	p.Warnings = append(p.Warnings, fmt.Sprintf(format, args...))
 }
 
-// planDevices lets through the devices that the guest has too.
+// planDevices lets through the devices that the guest has too. A container that may use every device is given
+// all of the host's by its engine (--privileged), whether it needs them or not: there the others are left out.
 func (p *Plan) planDevices() error {
+	if l := p.Spec.Linux; everyDevice(l.Resources) {
+		all := len(l.Devices)
+		l.Devices = slices.DeleteFunc(l.Devices, func(d specs.LinuxDevice) bool {
+			return d.Type == "b" || d.Type != "p" && guestDevice(d.Major, d.Minor) == ""
+		})
+		if left := all - len(l.Devices); left > 0 {
+			p.warn("%d devices of the host are left out of a container that may use all: the guest has devices of its own", left)
+		}
+	}
 	for _, d := range p.Spec.Linux.Devices {
 		switch {
 		case d.Type == "p":
@@ -189,6 +199,19 @@ func (p *Plan) planDevices() error {
 		}
 	}
 	return nil
+}
+
+// everyDevice tells whether the last rule that holds for all devices allows everything.
+func everyDevice(r *specs.LinuxResources) bool {
+	every := false
+	if r != nil {
+		for _, d := range r.Devices {
+			if (d.Type == "" || d.Type == "a") && d.Major == nil && d.Minor == nil {
+				every = d.Allow && d.Access == "rwm"
+			}
+		}
+	}
+	return every
 }
 
 // guestDevice is the path in the guest of a character device that is the same on every Linux, by the

@@ -121,7 +121,11 @@ func (s *Sandbox) wantTemplate(size ocispec.Size) {
 	if s.wanted == "" || s.config.Template != "on" || s.options.BuildTemplate == nil || !s.options.Templates.Wanted(s.wanted) {
 		return
 	}
-	if err := s.options.BuildTemplate(size.MemoryMiB, size.VCPUs); err != nil {
+	s.mu.Lock()
+	group := s.cgroup
+	s.mu.Unlock()
+	err := group.Outside(func() error { return s.options.BuildTemplate(size.MemoryMiB, size.VCPUs) })
+	if err != nil {
 		s.log.Warn("no template will be there next time", "error", err)
 	}
 }

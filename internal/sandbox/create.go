@@ -99,6 +99,9 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	s.mu.Lock()
 	s.warnings = plan.Warnings
 	s.mu.Unlock()
+	if err := s.joinCgroup(c, plan, r); err != nil {
+		return err
+	}
 	filter := s.compileFilter(ctx, plan.Spec)
 	root, err := s.startVM(ctx, c, plan, size, r)
 	if err != nil {
@@ -125,6 +128,9 @@ func (s *Sandbox) Remove() error {
 	defer s.mu.Unlock()
 	if !s.remove {
 		return nil
+	}
+	if err := s.cgroup.Remove(); err != nil {
+		s.log.Warn("free sandbox", "error", err)
 	}
 	if err := os.RemoveAll(s.options.Config.ContainerDir(s.options.Dir.ID())); err != nil {
 		return fmt.Errorf("remove the container's data: %w", err)

@@ -14,6 +14,7 @@ import (
 	"husk.dev/husk/internal/cleanup"
 	"husk.dev/husk/internal/config"
 	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/logfile"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/template"
@@ -75,6 +76,7 @@ type Sandbox struct {
 	warnings   []string                   // what a Create did otherwise than it was asked to
 	remove     bool                       // nothing is to be left, see Remove
 	network    *agentv1.SetNetworkRequest // what the guest is told of its network; nil: loopback only
+	cgroup     *hostcgroup.Group          // what this process has joined; nil: nothing
 	created    chan struct{}              // closed when the Create that was called is through; nil before
 	// cancelCreate makes that Create give up.
 	cancelCreate context.CancelFunc

@@ -79,6 +79,9 @@ type Container struct {
 	// NetNS is the network namespace whose interfaces the VM has; what an owner that was killed leaves there is
 	// removed with the container.
 	NetNS string `json:"netns,omitempty"`
+	// Cgroup is the control group of the host that the container's processes there are in, removed with the
+	// container; empty without one.
+	Cgroup string `json:"cgroup,omitempty"`
 	// Poststart are the OCI hooks that whoever starts the container runs.
 	Poststart []specs.Hook `json:"poststart,omitempty"`
 	// Poststop are the OCI hooks that whoever deletes the container runs, even when its owner is gone.

@@ -1,0 +1,73 @@
+package cli
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/sys"
+)
+
+// The first thread of a process is the one whose namespaces /proc/PID/ns and /proc/PID/root name. Only here,
+// before main, can the first goroutine be kept on it.
+func init() {
+	if len(os.Args) > 1 && os.Args[1] == attendVerb {
+		runtime.LockOSThread()
+	}
+}
+
+// attendVerb is the hidden verb of the process that stands for a container's.
+const attendVerb = "attend"
+
+// standIn moves this process' first thread to where the container's process would be: engines enter the
+// namespaces of the pid that they were given, to copy files in and out and to read /proc, and would do all that in the
+// host's. The mount namespace has the container's root and volumes; what only the guest has (/proc, tmpfs) is empty there and
+// cannot be written to. The network namespace is the container's.
+func (a *App) standIn(dir *state.Dir) error {
+	record, err := dir.Load()
+	if err != nil {
+		return err
+	}
+	if record.Image != "" || record.Rootfs == "" {
+		return nil // no engine made it, and its files are on the guest's disks
+	}
+	data, err := os.ReadFile(dir.Path(specFile))
+	if err != nil {
+		return fmt.Errorf("read the container's configuration: %w", err)
+	}
+	spec, err := ocispec.Parse(data)
+	if err != nil {
+		return err
+	}
+	if path := networkPath(spec); path != "" {
+		if err := sys.JoinNetwork(path); err != nil {
+			return err
+		}
+	}
+	readOnly := spec.Root != nil && spec.Root.Readonly
+	if err := sys.Enter(record.Rootfs, readOnly, ocispec.Places(record.Bundle, spec)); err != nil {
+		// A container runs without: what engines cannot do then is to copy files.
+		a.log.write("warning", "show the container's files to engines: "+err.Error())
+		if nothing := sys.EnterNothing(); nothing != nil {
+			return errors.Join(err, nothing)
+		}
+	}
+	return nil
+}
+
+// networkPath is the network namespace that the container is to join, empty without one.
+func networkPath(spec *specs.Spec) string {
+	if spec.Linux != nil {
+		for _, ns := range spec.Linux.Namespaces {
+			if ns.Type == specs.NetworkNamespace {
+				return ns.Path
+			}
+		}
+	}
+	return ""
+}

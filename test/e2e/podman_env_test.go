@@ -1,0 +1,127 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// node is a machine as podman sees it: network and mount namespaces with a /run of their own, and podman's storage
+// in a directory of the test. Nothing of it is left, and the real machine's podman never sees it.
+type node struct {
+	t   *testing.T
+	pid int
+	dir string
+}
+
+// newNode starts a node with the image localhost/demo. In its scripts p is podman, $N the flag for no network, $D a
+// directory of the test, and $A a container's name that differs between runtimes.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	for _, program := range []string{"podman", "conmon", "script"} {
+		if _, err := exec.LookPath(program); err != nil {
+			t.Skipf("%v (make setup installs it)", err)
+		}
+	}
+	n := &node{t: t, dir: t.TempDir()}
+	files := map[string]string{
+		"husk": fmt.Sprintf("#!/bin/sh\nexec %s --config %s \"$@\"\n", env.binary, env.config),
+		"p": "#!/bin/sh\nexec podman --root $D/root --runroot /run/podman-root --tmpdir /run/podman-tmp --cgroup-manager cgroupfs " +
+			"--events-backend none --storage-driver overlay --runtime $RUNTIME \"$@\"\n",
+		// What the machine may not raise is no difference between runtimes.
+		"containers.conf": "[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [\"nofile=512:512\", \"nproc=512:512\"]\n",
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(text), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec",
+		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
+			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec sleep 1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	begun(t, cmd).prints("ready")
+	n.pid = cmd.Process.Pid
+	if r := n.run("runc", fmt.Sprintf("tar -C %s -cf $D/demo.tar . && p import -q -c 'CMD [\"sh\"]' $D/demo.tar localhost/demo", env.rootfs)); r.code != 0 {
+		t.Fatalf("import an image: %s", r.stderr)
+	}
+	return n
+}
+
+// run runs a shell script in the node, with podman on a runtime.
+func (n *node) run(runtime, script string) result {
+	n.t.Helper()
+	name := "a-" + runtime
+	if runtime == "husk" {
+		runtime = filepath.Join(n.dir, "husk")
+	}
+	cmd := exec.Command("nsenter", "--net", "--mount", "--ipc", "--uts", "--target", fmt.Sprint(n.pid), "--wd="+n.dir, "--", "sh", "-c", script)
+	cmd.Env = append(os.Environ(), "RUNTIME="+runtime, "D="+n.dir, "A="+name, "N=--network=none", "PATH="+n.dir+":"+os.Getenv("PATH"),
+		"CONTAINERS_CONF="+n.dir+"/containers.conf", "TMPDIR="+n.dir)
+	return begun(n.t, cmd).wait()
+}
+
+// like runs a script with runc, which must print what the pattern want matches as a whole, and then with husk, which
+// must print the same in that sense and exit with the same code.
+func (n *node) like(name, want, script string) {
+	n.t.Helper()
+	pattern := regexp.MustCompile(`^(?s:` + want + `)\n?$`)
+	reference := n.run("runc", script)
+	if !pattern.MatchString(reference.stdout) {
+		n.t.Fatalf("%s: the test is wrong: runc printed %q, want %q\nstderr: %s", name, reference.stdout, want, reference.stderr)
+	}
+	got := n.run("husk", script)
+	if !pattern.MatchString(got.stdout) || got.code != reference.code {
+		n.t.Errorf("%s: husk printed %q with exit code %d, want %q and %d as with runc\nstderr: %s", name, got.stdout, got.code, want, reference.code, got.stderr)
+	}
+}
+
+// refuses runs a script with husk that must fail and say each of the words.
+func (n *node) refuses(script string, words ...string) {
+	n.t.Helper()
+	got := n.run("husk", script)
+	if got.code == 0 {
+		n.t.Errorf("%q did not fail", script)
+	}
+	for _, w := range words {
+		if !strings.Contains(got.stderr, w) {
+			n.t.Errorf("%q said %q, want %q in it", script, got.stderr, w)
+		}
+	}
+}
+
+// noCgroups checks that no control group of a container is left on this machine, and removes those of the
+// test's engine.
+func noCgroups(t *testing.T) {
+	t.Helper()
+	var left []string
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, _ fs.DirEntry, err error) error { // what vanishes is not left
+		if err == nil && strings.HasPrefix(filepath.Base(path), "libpod-") {
+			left = append(left, path)
+			return fs.SkipDir
+		}
+		return nil
+	})
+	for _, l := range left {
+		if !strings.HasSuffix(l, ".scope") { // of systemd, and so not of this test
+			t.Errorf("left behind: control group %s", l)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/libpod_parent", "/sys/fs/cgroup/*/libpod_parent"} {
+		dirs, _ := filepath.Glob(pattern)
+		for _, dir := range dirs {
+			for _, d := range []string{filepath.Join(dir, "conmon"), dir} {
+				if err := syscall.Rmdir(d); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EBUSY) {
+					t.Logf("remove %s: %v", d, err)
+				}
+			}
+		}
+	}
+}
