@@ -46,7 +46,7 @@ if [ "$mode" = key ]; then
 	echo "$package $version $arch"
 	"${cross}gcc" --version | head -n 1
 	"${cross}ld" --version | head -n 1
-	cat "$here/build.sh" "$here/common.config" "$here/$arch.config" "$here"/patches/*.patch
+	cat "$here/build.sh" "$here/common.config" "$here/$arch.config" "$here/additions.sh"
 	exit
 fi
 
@@ -55,15 +55,7 @@ trap 'rm -rf "$work"' EXIT
 echo "guest kernel: unpacking $package $version" >&2
 tar -C "$work" --strip-components=1 -xf "$tarball"
 
-# What the patches bring saves an emulated guest time and is needed by nothing, so a source that they do not
-# fit does without.
-for patch in "$here"/patches/*.patch; do
-	if patch -d "$work" -p1 -s --dry-run <"$patch" >/dev/null; then
-		patch -d "$work" -p1 -s <"$patch"
-	else
-		echo "guest kernel: $version does not take ${patch##*/}: emulated guests will boot more slowly" >&2
-	fi
-done
+[ "$arch" != x86_64 ] || "$here/additions.sh" "$work"
 
 cat "$here/common.config" "$here/$arch.config" >"$work/husk.config"
 # A fixed user, host and time make two builds of one source the same bytes.
@@ -110,5 +102,5 @@ cp "$work/.config" "$out/config"
 # QEMU would read and sort the symbols at every start; the kernel has its own for messages.
 "${cross}objcopy" --strip-all "$work/vmlinux" "$out/vmlinux"
 kmake -s kernelrelease >"$out/VERSION"
-printf "Linux, GPL-2.0-only, built from the Debian package %s version %s with husk's config and patches\n" \
+printf "Linux, GPL-2.0-only, built from the Debian package %s version %s with husk's config and additions\n" \
 	"$package" "$version" >"$out/SOURCE"

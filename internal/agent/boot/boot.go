@@ -87,7 +87,29 @@ func Guest() error {
 			return fmt.Errorf("boot: %w", err)
 		}
 	}
-	return modules()
+	if err := modules(); err != nil {
+		return err
+	}
+	return console()
+}
+
+// console makes the console this process' output where the kernel had none yet when it started it, because its
+// driver is a module.
+func console() error {
+	if sys.IsTerminal(os.Stderr) {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/console", os.O_WRONLY|syscall.O_NOCTTY, 0)
+	if err != nil {
+		return nil // a guest without a console has nobody to tell
+	}
+	defer f.Close()
+	for _, fd := range []int{1, 2} {
+		if err := syscall.Dup3(int(f.Fd()), fd, 0); err != nil {
+			return fmt.Errorf("boot: open console: %w", err)
+		}
+	}
+	return nil
 }
 
 // Finish sets up what containers need. Much of it waits for grace periods of the kernel, so it runs beside
