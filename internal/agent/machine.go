@@ -19,6 +19,8 @@ import (
 const (
 	// maxHostname is the kernel's limit (__NEW_UTS_LEN).
 	maxHostname = 64
+	// memoryWait bounds how long memory that is plugged in may take to be there.
+	memoryWait = 10 * time.Second
 	// maxEntropy bounds what Hello takes, in bytes.
 	maxEntropy = 512
 	// runnerVersionFile may hold the first line of crun --version, so that crun need not be started for it.
@@ -76,7 +78,32 @@ func (a *Agent) wakeUp(r *agentv1.HelloRequest) error {
 	if !r.GetRescan() {
 		return nil
 	}
-	return sys.RescanPCI()
+	before := memoryTotalKiB()
+	if err := sys.RescanPCI(); err != nil {
+		return err
+	}
+	return awaitMemory(before, uint64(r.GetMoreMemoryMib())<<10)
+}
+
+// awaitMemory waits until the kernel has found more memory than before: it takes it up beside everything else.
+func awaitMemory(before, more uint64) error {
+	// Some of the last block stays out where a part of it is all that is wanted.
+	want := before + more - more/16
+	for end := time.Now().Add(memoryWait); more > 0 && memoryTotalKiB() < want; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return fail(codes.DeadlineExceeded, "of %d KiB of further memory %d came within %v", more, memoryTotalKiB()-before, memoryWait)
+		}
+	}
+	return nil
+}
+
+func memoryTotalKiB() uint64 {
+	text, err := os.ReadFile("/proc/meminfo")
+	if err != nil {
+		return 0 // and the wait for more ends in an error
+	}
+	total, _ := proc.MemInfo(text)
+	return total
 }
 
 // Rest gets the guest ready to be saved: what the copies of it will not have in common is let go of.

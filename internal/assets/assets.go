@@ -12,8 +12,8 @@ import (
 )
 
 // Cmdline is what the guest's kernel is told beside what a driver tells it: no dummy interface, which nobody
-// asked for.
-const Cmdline = "dummy.numdummies=0"
+// asked for, and memory that is plugged in is used without further ado.
+const Cmdline = "dummy.numdummies=0 memhp_default_state=online"
 
 // Guest is what guest.json, written beside the files when they are built, says of a kernel and image.
 type Guest struct {

@@ -46,6 +46,8 @@ type Options struct {
 	Disks int
 	// Rescan lets the guest look for devices that it was not booted with.
 	Rescan bool
+	// MoreMemoryMiB is how much memory, in MiB, the guest must find among them.
+	MoreMemoryMiB int
 }
 
 // entropyBytes is how much randomness a guest is given.
@@ -66,6 +68,7 @@ func Connect(ctx context.Context, dialer Dialer, o Options) (*Client, error) {
 	}
 	c.hello, err = c.Hello(ctx, &agentv1.HelloRequest{
 		NowUnixNanos: time.Now().UnixNano(), Hostname: o.Hostname, Entropy: entropy, Rescan: o.Rescan, Disks: uint32(o.Disks),
+		MoreMemoryMib: uint32(o.MoreMemoryMiB),
 	})
 	if err != nil {
 		rpc.Close()

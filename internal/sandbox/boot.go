@@ -250,7 +250,8 @@ func greeting(spec vmm.Spec) guest.Options {
 		}
 	}
 	o.Disks = min(blocks, vmm.SavedDisks)
-	o.Rescan = len(spec.Disks) > o.Disks || len(spec.Shares)+len(spec.NICs) > 0 || spec.MemoryMiB > spec.From.MemoryMiB
+	o.MoreMemoryMiB = spec.MemoryMiB - spec.From.MemoryMiB
+	o.Rescan = len(spec.Disks) > o.Disks || len(spec.Shares)+len(spec.NICs) > 0 || o.MoreMemoryMiB > 0
 	return o
 }
 

@@ -73,7 +73,9 @@ type HelloRequest struct {
 	// Look for devices that came while the guest stood still.
 	Rescan bool `protobuf:"varint,4,opt,name=rescan,proto3" json:"rescan,omitempty"`
 	// So many of the disks that the agent took the driver from, before the guest was saved, get it back.
-	Disks         uint32 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
+	Disks uint32 `protobuf:"varint,5,opt,name=disks,proto3" json:"disks,omitempty"`
+	// So much memory must come to what there is, by virtio-mem, before the call returns.
+	MoreMemoryMib uint32 `protobuf:"varint,6,opt,name=more_memory_mib,json=moreMemoryMib,proto3" json:"more_memory_mib,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +141,13 @@ func (x *HelloRequest) GetRescan() bool {
 func (x *HelloRequest) GetDisks() uint32 {
 	if x != nil {
 		return x.Disks
+	}
+	return 0
+}
+
+func (x *HelloRequest) GetMoreMemoryMib() uint32 {
+	if x != nil {
+		return x.MoreMemoryMib
 	}
 	return 0
 }
@@ -2026,13 +2035,14 @@ var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
 const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"\x18api/agent/v1/agent.proto\x12\rhusk.agent.v1\"\a\n" +
-	"\x05Empty\"\x98\x01\n" +
+	"\x05Empty\"\xc0\x01\n" +
 	"\fHelloRequest\x12$\n" +
 	"\x0enow_unix_nanos\x18\x01 \x01(\x03R\fnowUnixNanos\x12\x1a\n" +
 	"\bhostname\x18\x02 \x01(\tR\bhostname\x12\x18\n" +
 	"\aentropy\x18\x03 \x01(\fR\aentropy\x12\x16\n" +
 	"\x06rescan\x18\x04 \x01(\bR\x06rescan\x12\x14\n" +
-	"\x05disks\x18\x05 \x01(\rR\x05disks\"\x92\x02\n" +
+	"\x05disks\x18\x05 \x01(\rR\x05disks\x12&\n" +
+	"\x0fmore_memory_mib\x18\x06 \x01(\rR\rmoreMemoryMib\"\x92\x02\n" +
 	"\rHelloResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05agent\x18\x02 \x01(\tR\x05agent\x12\x16\n" +
