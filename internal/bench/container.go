@@ -32,7 +32,7 @@ type container struct {
 }
 
 func (s *session) container(rt Runtime) *container {
-	return &container{s: s, rt: rt, id: fmt.Sprintf("husk-bench-%d-%d", os.Getpid(), s.serial.Add(1))}
+	return &container{s: s, rt: rt, id: fmt.Sprintf("hb%d-%d", os.Getpid(), s.serial.Add(1))}
 }
 
 // argv is a call of the runtime.
