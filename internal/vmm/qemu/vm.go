@@ -19,6 +19,9 @@ import (
 // dialPause is how long a vsock port that does not answer is left alone.
 const dialPause = 20 * time.Millisecond
 
+// exitGrace is how long QEMU may take to end once it has closed its monitor.
+const exitGrace = 500 * time.Millisecond
+
 // machine is a running QEMU. It implements vmm.VM, vmm.Pauser and vmm.Saver.
 type machine struct {
 	id     string
@@ -59,9 +62,14 @@ func newMachine(s vmm.Spec, cmd *exec.Cmd, stderr *tail, r *resources, done chan
 	}
 	go m.wait()
 	go func() {
-		// A QEMU that closes its monitor is on its way out, or no longer QEMU: a guest broke out of it.
+		// A QEMU that closes its monitor is on its way out, or no longer QEMU: a guest broke out of it. The
+		// first is left to end by itself, so that how it ended can be told from a death by others' hands.
 		<-m.qmp.done
-		m.kill()
+		select {
+		case <-m.done:
+		case <-time.After(exitGrace):
+			m.kill()
+		}
 	}()
 	return m, nil
 }
