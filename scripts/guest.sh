@@ -52,7 +52,9 @@ image_dir() {
 
 # describe KERNELDIR KERNELFILE OUTDIR writes guest.json, which the husk binary reads.
 describe() {
-	local key compiler=
+	local key compiler='' no_acpi=false
+	# See guest/kernel/additions.sh: without its timer's frequency a kernel without ACPI may wait for ever.
+	[ "$kind" != husk ] || ! grep -qa lapic_timer_khz "$3/$2" || no_acpi=true
 	[ ! -f "$3/seccomp-filter" ] || compiler=seccomp-filter
 	key=$(cat "$3/$2" "$3/initrd.img" | hash_of)
 	cat >"$3/guest.json" <<-JSON
@@ -64,6 +66,7 @@ describe() {
 		  "kernel_source": "$(cat "$1/SOURCE")",
 		  "initrd": "initrd.img",
 		  "filter_compiler": "$compiler",
+		  "no_acpi": $no_acpi,
 		  "key": "$key"
 		}
 	JSON

@@ -24,6 +24,7 @@ type Guest struct {
 	KernelVersion string `json:"kernel_version"` // uname -r of it
 	KernelSource  string `json:"kernel_source"`  // licence and source package, one line
 	Initrd        string `json:"initrd"`         // file name, made absolute by Find
+	NoACPI        bool   `json:"no_acpi"`        // the kernel needs no ACPI to find its processors and devices
 	Key           string `json:"key"`            // hash of what both were built from
 	// FilterCompiler is the program that internal/seccomp runs; empty where none could be built. A file
 	// name, made absolute by Find.

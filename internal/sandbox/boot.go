@@ -68,7 +68,7 @@ func (s *Sandbox) vmSpec(id string, size ocispec.Size) vmm.Spec {
 	spec := vmm.Spec{
 		ID: id, Machine: s.config.Machine, Kernel: s.options.Guest.Kernel, Initrd: s.options.Guest.Initrd,
 		Cmdline: assets.Cmdline, MemoryMiB: size.MemoryMiB, VCPUs: size.VCPUs, RunDir: s.options.Dir.Path(""),
-		NoACPI: s.options.Guest.Kind == "husk",
+		NoACPI: s.options.Guest.NoACPI,
 	}
 	if spec.Machine == machineAuto {
 		spec.Machine = machineSmall
