@@ -45,8 +45,8 @@ func (a *App) standIn(dir *state.Dir) error {
 		return err
 	}
 	if path := networkPath(spec); path != "" {
-		if err := sys.JoinNetwork(path); err != nil {
-			return err
+		if sys.JoinNetwork(path) != nil {
+			return sys.EnterNothing() // the owner fails at it too, and tells
 		}
 	}
 	readOnly := spec.Root != nil && spec.Root.Readonly
