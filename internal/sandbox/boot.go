@@ -276,6 +276,8 @@ func (s *Sandbox) bootError(ctx context.Context, vm vmm.VM, err error, limit tim
 	default:
 		if late {
 			err = fmt.Errorf("%w within %d s", errNoAnswer, int(limit.Seconds()))
+		} else if !errors.Is(err, context.Canceled) {
+			err = fmt.Errorf("%w: %w", errNoAnswer, err)
 		}
 	}
 	s.mu.Lock()

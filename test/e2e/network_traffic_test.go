@@ -88,6 +88,8 @@ func TestNetworkIsTheGuests(t *testing.T) {
 		r := begun(t, l.host.command(probe, "tcp", address, "100")).wait()
 		if r.code != 1 || !strings.Contains(r.stderr, "connection refused") {
 			t.Errorf("%s: exit code %d, %s%s; want that the guest refuses it", address, r.code, r.stdout, r.stderr)
+			guest := husk(t, "exec", "quiet", "sh", "-c", "busybox ip addr; busybox ip -6 route; cat /proc/net/snmp6 /proc/net/dev").run()
+			t.Logf("the guest has:\n%s%s\nthe host's side has:\n%s", guest.stdout, guest.stderr, l.host.run("ip -6 neigh", "ip -6 addr", "ip -6 route", "ip -s link"))
 		}
 	}
 	l.host.run("ip neigh flush all", "busybox ping -q -c 3 -W 20 10.77.0.2", "busybox ping -q -c 3 -W 20 fd77::2")

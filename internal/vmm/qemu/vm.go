@@ -34,6 +34,7 @@ type machine struct {
 	ram    *os.File        // the guest's memory, where it is to be saved or lent
 
 	stopped atomic.Bool   // we asked for the end
+	hungUp  atomic.Bool   // it closed its monitor and lived on, so it was killed
 	done    chan struct{} // closed when QEMU is gone
 	err     error         // why QEMU is gone; written before done is closed
 }
@@ -68,6 +69,7 @@ func newMachine(s vmm.Spec, cmd *exec.Cmd, stderr *tail, r *resources, done chan
 		select {
 		case <-m.done:
 		case <-time.After(exitGrace):
+			m.hungUp.Store(true)
 			m.kill()
 		}
 	}()
@@ -90,6 +92,9 @@ func (m *machine) wait() {
 		m.ram.Close()
 	}
 	if !m.stopped.Load() {
+		if m.hungUp.Load() {
+			waited = errors.New("it closed its monitor")
+		}
 		m.err = exitError(waited, m.qmp.endReason(), m.stderr.String())
 	}
 	close(m.done)
