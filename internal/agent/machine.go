@@ -78,32 +78,34 @@ func (a *Agent) wakeUp(r *agentv1.HelloRequest) error {
 	if !r.GetRescan() {
 		return nil
 	}
-	before := memoryTotalKiB()
+	before, err := sys.MemoryTotal()
+	if err != nil {
+		return err
+	}
 	if err := sys.RescanPCI(); err != nil {
 		return err
 	}
-	return awaitMemory(before, uint64(r.GetMoreMemoryMib())<<10)
+	return awaitMemory(before, uint64(r.GetMoreMemoryMib())<<20)
 }
 
-// awaitMemory waits until the kernel has found more memory than before: it takes it up beside everything else.
+// awaitMemory waits until the kernel has found more bytes of memory than before: it takes them up beside
+// everything else.
 func awaitMemory(before, more uint64) error {
 	// Some of the last block stays out where a part of it is all that is wanted.
 	want := before + more - more/16
-	for end := time.Now().Add(memoryWait); more > 0 && memoryTotalKiB() < want; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(memoryWait); more > 0; time.Sleep(time.Millisecond) {
+		now, err := sys.MemoryTotal()
+		if err != nil {
+			return err
+		}
+		if now >= want {
+			break
+		}
 		if time.Now().After(end) {
-			return fail(codes.DeadlineExceeded, "of %d KiB of further memory %d came within %v", more, memoryTotalKiB()-before, memoryWait)
+			return fail(codes.DeadlineExceeded, "of %d KiB of further memory %d came within %v", more>>10, (now-before)>>10, memoryWait)
 		}
 	}
 	return nil
-}
-
-func memoryTotalKiB() uint64 {
-	text, err := os.ReadFile("/proc/meminfo")
-	if err != nil {
-		return 0 // and the wait for more ends in an error
-	}
-	total, _ := proc.MemInfo(text)
-	return total
 }
 
 // Rest gets the guest ready to be saved: what the copies of it will not have in common is let go of.

@@ -227,11 +227,9 @@ func setNetwork(spec *specs.Spec, network string) error {
 
 // setNetworkPath has the container join a network namespace.
 func setNetworkPath(spec *specs.Spec, path string) {
-	for i, ns := range spec.Linux.Namespaces {
-		if ns.Type == specs.NetworkNamespace {
-			spec.Linux.Namespaces[i].Path = path
-			return
-		}
+	if ns := ocispec.Namespace(spec, specs.NetworkNamespace); ns != nil {
+		ns.Path = path
+		return
 	}
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
 }

@@ -233,15 +233,11 @@ func (c *creation) request(token string, pid int, terminal bool) *controlv1.Crea
 // hooksNeedNetwork tells whether the container's host process needs a network namespace of its own: hooks
 // that are given its pid may change its network, which must not be the host's.
 func (c *creation) hooksNeedNetwork() bool {
-	if len(c.hooks.Prestart)+len(c.hooks.CreateRuntime) == 0 || c.bundle.Spec.Linux == nil { //nolint:staticcheck // Docker uses it
+	if len(c.hooks.Prestart)+len(c.hooks.CreateRuntime) == 0 { //nolint:staticcheck // Docker uses it
 		return false
 	}
-	for _, ns := range c.bundle.Spec.Linux.Namespaces {
-		if ns.Type == specs.NetworkNamespace {
-			return ns.Path == ""
-		}
-	}
-	return false
+	ns := ocispec.Namespace(c.bundle.Spec, specs.NetworkNamespace)
+	return ns != nil && ns.Path == ""
 }
 
 // takeHooksNetwork has the container join the network namespace of its host process, where hooks have set up

@@ -44,8 +44,8 @@ func (a *App) standIn(dir *state.Dir) error {
 	if err != nil {
 		return err
 	}
-	if path := networkPath(spec); path != "" {
-		if sys.JoinNetwork(path) != nil {
+	if ns := ocispec.Namespace(spec, specs.NetworkNamespace); ns != nil && ns.Path != "" {
+		if sys.JoinNetwork(ns.Path) != nil {
 			return sys.EnterNothing() // the owner fails at it too, and tells
 		}
 	}
@@ -58,16 +58,4 @@ func (a *App) standIn(dir *state.Dir) error {
 		}
 	}
 	return nil
-}
-
-// networkPath is the network namespace that the container is to join, empty without one.
-func networkPath(spec *specs.Spec) string {
-	if spec.Linux != nil {
-		for _, ns := range spec.Linux.Namespaces {
-			if ns.Type == specs.NetworkNamespace {
-				return ns.Path
-			}
-		}
-	}
-	return ""
 }

@@ -203,7 +203,7 @@ func idMappings(spec *specs.Spec) error {
 		return nil
 	}
 	mapped := len(spec.Linux.UIDMappings)+len(spec.Linux.GIDMappings) > 0
-	own := namespace(spec, specs.UserNamespace) != nil
+	own := Namespace(spec, specs.UserNamespace) != nil
 	if mapped && !own {
 		return errors.New("linux.uidMappings and gidMappings need a user namespace")
 	}
@@ -333,7 +333,8 @@ func warnings(spec *specs.Spec) []string {
 	return list
 }
 
-func namespace(spec *specs.Spec, kind specs.LinuxNamespaceType) *specs.LinuxNamespace {
+// Namespace returns the namespace of a kind that the configuration names, to read or change; nil where there is none.
+func Namespace(spec *specs.Spec, kind specs.LinuxNamespaceType) *specs.LinuxNamespace {
 	if spec.Linux == nil {
 		return nil
 	}

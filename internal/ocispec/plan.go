@@ -120,14 +120,14 @@ func (p *Plan) planHooks() {
 // the runner would give the container the guest's own mounts.
 func (p *Plan) planNamespaces() {
 	p.Network = NetworkHost
-	if ns := namespace(p.Spec, specs.NetworkNamespace); ns != nil {
+	if ns := Namespace(p.Spec, specs.NetworkNamespace); ns != nil {
 		p.Network = NetworkNew
 		if ns.Path != "" {
 			p.Network, p.NetNS = NetworkPath, ns.Path
 		}
 		ns.Path = guestNetNS
 	}
-	if namespace(p.Spec, specs.MountNamespace) == nil {
+	if Namespace(p.Spec, specs.MountNamespace) == nil {
 		p.Spec.Linux.Namespaces = append(p.Spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.MountNamespace})
 	}
 }

@@ -88,13 +88,13 @@ func TestPlanNetwork(t *testing.T) {
 				t.Errorf("network %d %q", p.Network, p.NetNS)
 			}
 			guest := ""
-			if ns := namespace(p.Spec, specs.NetworkNamespace); ns != nil {
+			if ns := Namespace(p.Spec, specs.NetworkNamespace); ns != nil {
 				guest = ns.Path
 			}
 			if guest != c.guest {
 				t.Errorf("the guest joins %q, want %q", guest, c.guest)
 			}
-			if namespace(p.Spec, specs.MountNamespace) == nil {
+			if Namespace(p.Spec, specs.MountNamespace) == nil {
 				t.Error("no mount namespace")
 			}
 		})

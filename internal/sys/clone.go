@@ -1,7 +1,9 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -16,8 +18,38 @@ func CloneFile(target, source *os.File) error {
 	return nil
 }
 
-// Whences of os.File.Seek that find the data in a sparse file, see lseek(2).
-const (
-	SeekData = unix.SEEK_DATA
-	SeekHole = unix.SEEK_HOLE
-)
+// CopySparse makes target as long as source and copies what holds data to the same places; holes stay holes
+// (lseek(2)). target must be empty.
+func CopySparse(target, source *os.File) error {
+	info, err := source.Stat()
+	if err != nil {
+		return err
+	}
+	if err := target.Truncate(info.Size()); err != nil {
+		return err
+	}
+	for offset := int64(0); offset < info.Size(); {
+		start, err := source.Seek(offset, unix.SEEK_DATA)
+		if errors.Is(err, unix.ENXIO) { // only a hole is left
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		end, err := source.Seek(start, unix.SEEK_HOLE)
+		if err != nil {
+			return err
+		}
+		if _, err := target.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := source.Seek(start, io.SeekStart); err != nil {
+			return err
+		}
+		if _, err := io.CopyN(target, source, end-start); err != nil {
+			return err
+		}
+		offset = end
+	}
+	return nil
+}

@@ -49,7 +49,7 @@ func (a *fakeAgent) Rest(context.Context, *agentv1.Empty) (*agentv1.Empty, error
 	return &agentv1.Empty{}, nil
 }
 
-func (d *fakeDriver) Info() vmm.Info { return vmm.Info{Name: "fake", Snapshots: true} }
+func (d *fakeDriver) Info() vmm.Info { return vmm.Info{Name: "fake"} }
 
 func (d *fakeDriver) SnapshotKey(s vmm.Spec) (string, error) {
 	if d.key != nil {

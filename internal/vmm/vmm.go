@@ -46,7 +46,6 @@ type Info struct {
 	Pmem      bool      // takes Disk.Pmem on its default machine
 	Shares    bool      // takes Spec.Shares
 	Hotplug   bool      // plugs devices into a running VM
-	Snapshots bool      // takes Spec.From and Spec.Savable on machine q35
 }
 
 // Isolation is the class of what keeps a guest in.

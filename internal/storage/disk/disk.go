@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -228,39 +227,5 @@ func copySparse(path string, blank *os.File) (err error) {
 	if sys.CloneFile(target, blank) == nil {
 		return nil
 	}
-	return copyExtents(target, blank)
-}
-
-func copyExtents(target, source *os.File) error {
-	info, err := source.Stat()
-	if err != nil {
-		return err
-	}
-	if err := target.Truncate(info.Size()); err != nil {
-		return err
-	}
-	for offset := int64(0); offset < info.Size(); {
-		start, err := source.Seek(offset, sys.SeekData)
-		if errors.Is(err, syscall.ENXIO) { // only a hole is left
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		end, err := source.Seek(start, sys.SeekHole)
-		if err != nil {
-			return err
-		}
-		if _, err := target.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := source.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := io.CopyN(target, source, end-start); err != nil {
-			return err
-		}
-		offset = end
-	}
-	return nil
+	return sys.CopySparse(target, blank)
 }

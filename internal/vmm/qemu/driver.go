@@ -47,7 +47,7 @@ func New(o Options) *Driver {
 
 // Info tells what QEMU can do here. The first call runs `qemu --version` and measures KVM.
 func (d *Driver) Info() vmm.Info {
-	info := vmm.Info{Name: name, Isolation: vmm.Emulated, Shares: true, Snapshots: runtime.GOARCH == "amd64"}
+	info := vmm.Info{Name: name, Isolation: vmm.Emulated, Shares: true}
 	if kvm.Measure().State == kvm.Real {
 		info.Isolation = vmm.Hardware
 	}

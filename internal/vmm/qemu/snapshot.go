@@ -75,7 +75,7 @@ func (r *resources) copyMemory(memory *os.File, f *facts) error {
 		return err
 	}
 	f.ram = r.give(ram)
-	if err := copyData(ram, memory, info.Size()); err != nil {
+	if err := sys.CopySparse(ram, memory); err != nil {
 		return fmt.Errorf("copy saved memory: %w", err)
 	}
 	return nil
@@ -88,35 +88,6 @@ func (r *resources) lend(f *os.File) (int, error) {
 		return 0, fmt.Errorf("duplicate %s: %w", f.Name(), err)
 	}
 	return r.give(os.NewFile(uintptr(fd), f.Name())), nil
-}
-
-// copyData copies the parts of a sparse file that hold data to the same places of to.
-func copyData(to, from *os.File, size int64) error {
-	const seekData, seekHole = 3, 4 // lseek(2)
-	for at := int64(0); at < size; {
-		start, err := from.Seek(at, seekData)
-		if errors.Is(err, syscall.ENXIO) {
-			return nil // holes to the end
-		}
-		if err != nil {
-			return err
-		}
-		end, err := from.Seek(start, seekHole)
-		if err != nil {
-			return err
-		}
-		if _, err := from.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := to.Seek(start, io.SeekStart); err != nil {
-			return err
-		}
-		if _, err := io.CopyN(to, from, end-start); err != nil {
-			return err
-		}
-		at = end
-	}
-	return nil
 }
 
 // Save stops the guest's processors and writes it out. See vmm.Saver.
