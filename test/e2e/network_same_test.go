@@ -109,16 +109,16 @@ func text(t *testing.T, v any) string {
 func TestNetworkLooksTheSame(t *testing.T) {
 	begin(t)
 	for _, c := range []struct {
-		plugin, config string
-		reaches        bool
+		name, plugin, config string
+		reaches              bool
 	}{
-		{"bridge", `"bridge": "cni0", "isGateway": true, "hairpinMode": true, "mtu": 1400`, true},
-		{"ptp", `"ipMasq": false`, true},
-		{"macvlan", `"master": "up0", "mode": "bridge"`, true},
-		{"ipvlan", `"master": "up0", "mode": "l2"`, true},
-		{"ipvlan", `"master": "up0", "mode": "l3"`, false}, // nobody there routes back
+		{"bridge", "bridge", `"bridge": "cni0", "isGateway": true, "hairpinMode": true, "mtu": 1400`, true},
+		{"ptp", "ptp", `"ipMasq": false`, true},
+		{"macvlan", "macvlan", `"master": "up0", "mode": "bridge"`, true},
+		{"ipvlan l2", "ipvlan", `"master": "up0", "mode": "l2"`, true},
+		{"ipvlan l3", "ipvlan", `"master": "up0", "mode": "l3"`, false}, // nobody there routes back
 	} {
-		t.Run(c.plugin, func(t *testing.T) {
+		t.Run(c.name, func(t *testing.T) {
 			begin(t)
 			behind := newSpace(t)
 			host := newSpace(t, "ip link set lo up", fmt.Sprintf("ip link add up0 type veth peer name up1 netns %d", behind.pid), "ip link set up0 up")
