@@ -35,7 +35,7 @@ var layers = []layer{
 		[]string{
 			"internal/assets", "internal/channel", "internal/child", "internal/cleanup", "internal/config",
 			"internal/fdpass", "internal/hook", "internal/hostcgroup", "internal/image", "internal/logfile",
-			"internal/ocispec", "internal/state", "internal/testenv/...",
+			"internal/ocispec", "internal/state", "internal/testenv/...", "internal/turn",
 		}, []string{"internal/sys/...", "internal/cleanup"},
 		"leaves: each is understood and tested by itself",
 	},
@@ -76,7 +76,7 @@ var layers = []layer{
 		"the client of the agent shares its wire types and nothing else",
 	},
 	{
-		[]string{"internal/template"}, []string{"api/agent/v1", "internal/cleanup", "internal/guest", "internal/vmm"},
+		[]string{"internal/template"}, []string{"api/agent/v1", "internal/cleanup", "internal/guest", "internal/sys/...", "internal/vmm"},
 		"a template is a VM that was saved, whatever the driver",
 	},
 	{
@@ -100,7 +100,7 @@ var layers = []layer{
 		[]string{
 			"api/agent/v1", "internal/assets", "internal/cleanup", "internal/config", "internal/guest",
 			"internal/hostcgroup", "internal/logfile", "internal/network/...", "internal/ocispec", "internal/seccomp",
-			"internal/state", "internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
+			"internal/state", "internal/storage/...", "internal/sys/...", "internal/template", "internal/turn", "internal/vmm",
 		},
 		"the one orchestrator: it knows every part, as contracts and values, and no part knows it",
 	},

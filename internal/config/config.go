@@ -123,6 +123,9 @@ func (c Config) ContainerDir(id string) string {
 	return filepath.Join(c.DataDir, "containers", fmt.Sprintf("%s-%x", id, sum[:4]))
 }
 
+// TurnsDir is where starts of VMs wait for each other.
+func (c Config) TurnsDir() string { return filepath.Join(c.DataDir, "turns") }
+
 // Check returns the first setting that cannot be, with what it may be.
 func (c Config) Check() error {
 	for _, check := range checks {

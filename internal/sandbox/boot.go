@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -17,6 +18,7 @@ import (
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/template"
+	"husk.dev/husk/internal/turn"
 	"husk.dev/husk/internal/vmm"
 )
 
@@ -28,6 +30,9 @@ const endWait = time.Second
 
 // errNoAnswer is matched when a guest runs and its agent does not answer.
 var errNoAnswer = errors.New("it did not answer")
+
+// turnHold is how long a start keeps others waiting at most.
+const turnHold = 15 * time.Second
 
 // attempt is one try to start the VM: what it has made, and whether it was given up.
 type attempt struct {
@@ -52,6 +57,20 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 		s.doubt(key, err)
 	}
 	return s.try(ctx, newAttempt(), c, plan, r, spec)
+}
+
+// takeTurn waits until fewer VMs are starting than keep all processors busy: side by side they would only get in each
+// other's way, and the first be ready when the last is. A start that gets no turn is made without.
+func (s *Sandbox) takeTurn(ctx context.Context) (release func()) {
+	defer s.timing.begin("wait for turn")()
+	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.config.StartTimeoutSeconds)*time.Second)
+	defer cancel()
+	release, err := turn.Queue{Dir: s.config.TurnsDir(), Places: runtime.NumCPU() + 1, Hold: turnHold}.Take(ctx)
+	if err != nil {
+		s.log.Warn("start out of turn", "error", err)
+		return func() {}
+	}
+	return release
 }
 
 func newAttempt() *attempt { return &attempt{dropped: make(chan struct{})} }

@@ -102,6 +102,7 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if err := s.joinCgroup(c, plan, r); err != nil {
 		return err
 	}
+	defer s.takeTurn(ctx)()
 	filter := s.compileFilter(ctx, plan.Spec)
 	root, err := s.startVM(ctx, c, plan, size, r)
 	if err != nil {

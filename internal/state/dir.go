@@ -13,12 +13,12 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"husk.dev/husk/internal/sys"
 )
 
 const (
 	lockFile = "lock"
-	// lockPoll is how long Lock sleeps between two tries. Locks are held for milliseconds.
-	lockPoll = 5 * time.Millisecond
 	// lockWait bounds Lock where its ctx has no deadline.
 	lockWait = 10 * time.Second
 	// maxID is the longest container id, in bytes: what vmm.Spec takes.
@@ -164,7 +164,6 @@ func (d *Dir) Lock(ctx context.Context) (unlock func(), err error) {
 	}, nil
 }
 
-// flock polls, because a blocked flock(2) cannot be cancelled.
 func (d *Dir) flock(ctx context.Context) (*os.File, error) {
 	file, err := os.OpenFile(d.Path(lockFile), os.O_CREATE|os.O_RDWR|syscall.O_NOFOLLOW, 0o600)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -173,21 +172,9 @@ func (d *Dir) flock(ctx context.Context) (*os.File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lock container %q: %w", d.id, err)
 	}
-	for {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			break
-		}
-		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
-			file.Close()
-			return nil, fmt.Errorf("lock container %q: %w", d.id, err)
-		}
-		select {
-		case <-time.After(lockPoll):
-		case <-ctx.Done():
-			file.Close()
-			return nil, fmt.Errorf("lock container %q: held by another process: %w", d.id, ctx.Err())
-		}
+	if err := sys.Lock(ctx, file); err != nil {
+		file.Close()
+		return nil, fmt.Errorf("lock container %q: held by another process: %w", d.id, err)
 	}
 	// Whoever held the lock may have removed the container, and another may have taken its id.
 	mine, err := file.Stat()

@@ -232,7 +232,7 @@ func TestLockOfReplaced(t *testing.T) {
 		got <- err
 	}()
 	<-started
-	time.Sleep(5 * lockPoll) // the other waits with the old lock file open
+	time.Sleep(50 * time.Millisecond) // the other waits with the old lock file open
 	if err := d.Remove(); err != nil {
 		t.Fatal(err)
 	}

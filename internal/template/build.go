@@ -10,11 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/vmm"
 )
 
@@ -139,26 +139,21 @@ func (s *Store) lock(ctx context.Context, wait bool) (unlock func(), err error) 
 	if err != nil {
 		return nil, fmt.Errorf("lock template: %w", err)
 	}
-	for {
-		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { f.Close() }, nil
-		}
-		if !errors.Is(err, syscall.EWOULDBLOCK) {
-			f.Close()
-			return nil, fmt.Errorf("lock template: %w", err)
-		}
-		if !wait {
-			f.Close()
-			return nil, ErrBusy
-		}
-		select {
-		case <-time.After(50 * time.Millisecond): // flock has no other way to be given up
-		case <-ctx.Done():
-			f.Close()
-			return nil, fmt.Errorf("lock template: %w", ctx.Err())
-		}
+	locked := true
+	if wait {
+		err = sys.Lock(ctx, f)
+	} else {
+		locked, err = sys.TryLock(f)
 	}
+	switch {
+	case err != nil:
+		f.Close()
+		return nil, fmt.Errorf("lock template: %w", err)
+	case !locked:
+		f.Close()
+		return nil, ErrBusy
+	}
+	return func() { f.Close() }, nil
 }
 
 // build makes the template in a directory of its own, which takes the key's name when it is whole.

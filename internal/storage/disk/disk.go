@@ -22,7 +22,6 @@ const (
 	MaxMiB = 1 << 30
 
 	lockFile = "lock"
-	lockPoll = 2 * time.Millisecond
 	// makeWait bounds making a blank file system: milliseconds, on a loaded machine seconds.
 	makeWait = time.Minute
 	// form is part of a blank's name: it changes with the options below.
@@ -191,22 +190,11 @@ func lock(ctx context.Context, path string) (unlock func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	for {
-		err := syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-		if err == nil {
-			return func() { file.Close() }, nil
-		}
-		if err != syscall.EWOULDBLOCK && err != syscall.EINTR {
-			file.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, err)
-		}
-		select {
-		case <-time.After(lockPoll):
-		case <-ctx.Done():
-			file.Close()
-			return nil, fmt.Errorf("lock %s: %w", path, ctx.Err())
-		}
+	if err := sys.Lock(ctx, file); err != nil {
+		file.Close()
+		return nil, err
 	}
+	return func() { file.Close() }, nil
 }
 
 // copySparse copies blank to the new file path: by sharing its blocks where the file system can, else

@@ -1,0 +1,65 @@
+// Package turn lets a bounded number of processes of one host do something at the same time.
+package turn
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"time"
+
+	"husk.dev/husk/internal/sys"
+)
+
+// poll is how often a process that waits looks for a place.
+const poll = 5 * time.Millisecond
+
+// Queue is a number of places that processes take in turn. Each place is a file that whoever has it holds a lock on, so
+// a process that is killed gives its place back.
+type Queue struct {
+	Dir    string        // where the files lie; made when it is not there
+	Places int           // how many processes may have a place at once, at least 1
+	Hold   time.Duration // for how long a place is kept at most: one that hangs must not stop the others
+}
+
+// Take waits for a place, for as long as ctx lets it, and returns what gives the place back, which may be called more
+// than once. An error means that there is no place to be had; the work may well be done without.
+func (q Queue) Take(ctx context.Context) (release func(), err error) {
+	if err := os.MkdirAll(q.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("take a turn: %w", err)
+	}
+	for {
+		for i := range q.Places {
+			file, err := os.OpenFile(filepath.Join(q.Dir, strconv.Itoa(i)), os.O_CREATE|os.O_RDWR, 0o600)
+			if err != nil {
+				return nil, fmt.Errorf("take a turn: %w", err)
+			}
+			locked, err := sys.TryLock(file)
+			if locked {
+				return q.hold(file), nil
+			}
+			file.Close()
+			if err != nil {
+				return nil, fmt.Errorf("take a turn: %w", err)
+			}
+		}
+		select {
+		case <-time.After(poll):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("take a turn: %w", ctx.Err())
+		}
+	}
+}
+
+// hold keeps the place until it is released, or its time is over.
+func (q Queue) hold(file *os.File) (release func()) {
+	var once sync.Once
+	free := func() { once.Do(func() { file.Close() }) }
+	timer := time.AfterFunc(q.Hold, free)
+	return func() {
+		timer.Stop()
+		free()
+	}
+}
