@@ -40,7 +40,7 @@ all)
 	# One package at a time: this is sized for two processors, and VMs take both.
 	{
 		plain "$@" || true
-		xargs -r -a "$work/vm" "$go" test -json -p 1 -count 1 -timeout 30m "$@" || true
+		xargs -r -a "$work/vm" "$go" test -json -p 1 -count 1 -timeout 60m "$@" || true
 	} | "$work/testreport" -skips test/allowed-skips -complete
 	exit $lint
 	;;

@@ -389,15 +389,19 @@ func testProcesses(t *testing.T, s *subject) {
 	what := process("sleep", "999")
 	what["user"] = map[string]any{"uid": 12, "gid": 0}
 	s.start(t, id, p, what)
-	r, err := s.Processes(t.Context(), &agentv1.ContainerRequest{Id: id})
-	if err != nil {
-		t.Fatal(err)
+	var r *agentv1.ProcessesResponse
+	var one, two *agentv1.Process
+	for deadline := time.Now().Add(wait); (one == nil || two == nil) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		var err error // until the runner has become what it runs, it is seen in its place
+		if r, err = s.Processes(t.Context(), &agentv1.ContainerRequest{Id: id}); err != nil {
+			t.Fatal(err)
+		}
+		byCommand := map[string]*agentv1.Process{}
+		for _, p := range r.Processes {
+			byCommand[p.Command] = p
+		}
+		one, two = byCommand["sleep 1000"], byCommand["sleep 999"]
 	}
-	byCommand := map[string]*agentv1.Process{}
-	for _, p := range r.Processes {
-		byCommand[p.Command] = p
-	}
-	one, two := byCommand["sleep 1000"], byCommand["sleep 999"]
 	if len(r.Processes) != 2 || one == nil || two == nil {
 		t.Fatalf("processes are %v", r.Processes)
 	}
