@@ -21,9 +21,9 @@ import (
 type session struct {
 	options Options
 	setting Setting
-	before  map[int]bool // descendants that are none of ours
-	serial  atomic.Int64 // of container ids
-	ramps   map[string]ramp
+	before  map[int]bool    // descendants that are none of ours
+	serial  atomic.Int64    // of container ids
+	ramps   map[string]ramp // by runtime and root
 
 	own sync.Map // pids of children that command waits for
 	// starting is held for reading while a child is started and put into own, and for writing while
@@ -87,7 +87,7 @@ func (s *session) prepareRuntime(ctx context.Context, rt Runtime, made map[strin
 			return err
 		}
 	}
-	if rt.Image == "" || made[rt.Image] || !s.options.has("start") && !s.options.has("io") {
+	if rt.Image == "" || made[rt.Image] || !s.options.has("start") && !s.options.has("io") && !s.options.has("memory") {
 		return nil
 	}
 	made[rt.Image] = true

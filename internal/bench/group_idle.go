@@ -24,13 +24,27 @@ type ramp struct {
 	full error          // why there were no more, nil at the most that were asked for
 }
 
+// Roots that idle containers have.
+const (
+	rootBundle = "bundle"
+	rootImage  = "image"
+)
+
 // stepMemory measures the memory of idle containers.
 func stepMemory(ctx context.Context, s *session, rt Runtime, note add) error {
-	r, err := s.ramp(ctx, rt)
-	for n, bytes := range r.pss {
-		note(memoryMeasure(n), float64(bytes)/(1<<20))
+	roots := []string{rootBundle}
+	if rt.Image != "" {
+		roots = append(roots, rootImage)
 	}
-	return err
+	var failed []error
+	for _, root := range roots {
+		r, err := s.ramp(ctx, rt, root)
+		for n, bytes := range r.pss {
+			note(memoryMeasure(root, n), float64(bytes)/(1<<20))
+		}
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
 }
 
 // stepDensity counts how many containers can be run in a second, and how many idle ones fit.
@@ -41,7 +55,7 @@ func stepDensity(ctx context.Context, s *session, rt Runtime, note add) error {
 		return err
 	}
 	note("density.starts", float64(count)/time.Since(began).Seconds())
-	r, err := s.ramp(ctx, rt)
+	r, err := s.ramp(ctx, rt, rootBundle)
 	if r.fit > 0 {
 		note("density.idle", float64(r.fit))
 	}
@@ -49,9 +63,10 @@ func stepDensity(ctx context.Context, s *session, rt Runtime, note add) error {
 }
 
 // ramp starts idle containers, one after another, and looks at their memory on the way. It does so once for
-// each runtime. An error is of a machine that had room for more.
-func (s *session) ramp(ctx context.Context, rt Runtime) (_ ramp, err error) {
-	if r, known := s.ramps[rt.Name]; known {
+// each runtime and root. An error is of a machine that had room for more.
+func (s *session) ramp(ctx context.Context, rt Runtime, root string) (_ ramp, err error) {
+	name := rt.Name + " " + root
+	if r, known := s.ramps[name]; known {
 		return r, r.full
 	}
 	r := ramp{pss: map[int]uint64{}}
@@ -67,7 +82,7 @@ func (s *session) ramp(ctx context.Context, rt Runtime) (_ ramp, err error) {
 	for r.fit < s.options.IdleMax && available() > memoryReserve && ctx.Err() == nil {
 		c := s.container(rt)
 		made = append(made, c)
-		if r.full = c.idle(ctx); r.full != nil {
+		if r.full = c.idle(ctx, root); r.full != nil {
 			break
 		}
 		r.fit++
@@ -88,12 +103,16 @@ func (s *session) ramp(ctx context.Context, rt Runtime) (_ ramp, err error) {
 			r.pss[r.fit] += each
 		}
 	}
-	s.ramps[rt.Name] = r
+	s.ramps[name] = r
 	return r, r.full
 }
 
 // idle makes and starts a container that does nothing.
-func (c *container) idle(ctx context.Context) error {
+func (c *container) idle(ctx context.Context, root string) error {
+	if root == rootImage {
+		_, err := c.call(ctx, "run", "--detach", "--pull", "never", "--name", c.id, c.rt.Image, "sleep", "86400")
+		return err
+	}
 	if _, _, err := c.create(ctx, "idle"); err != nil {
 		return err
 	}

@@ -132,7 +132,7 @@ func TestMeasures(t *testing.T) {
 		}
 		seen[m.Name] = true
 	}
-	for _, name := range []string{"memory.1", "memory.10", "memory.100", "start.exit", "io.disk.write", "cpu.pipe", "density.idle"} {
+	for _, name := range []string{"memory.bundle.1", "memory.bundle.10", "memory.image.100", "start.exit", "io.disk.write", "cpu.pipe", "density.idle"} {
 		if !seen[name] {
 			t.Errorf("no measure %s", name)
 		}

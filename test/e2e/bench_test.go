@@ -45,7 +45,7 @@ func TestBench(t *testing.T) {
 	want := map[string]int{
 		"start.output": 1, "start.exit": 1, "start.image": 1, "start.parallel.output": 2, "start.parallel.exit": 2,
 		"verbs.create": 1, "verbs.start": 1, "verbs.exec": 1, "verbs.kill": 1, "verbs.end": 1, "verbs.delete": 1, "verbs.teardown": 1,
-		"memory.1": 1, "cpu.fork": 1, "cpu.syscall": 1, "cpu.loop": 1, "cpu.pipe": 1,
+		"memory.bundle.1": 1, "memory.image.1": 1, "cpu.fork": 1, "cpu.syscall": 1, "cpu.loop": 1, "cpu.pipe": 1,
 	}
 	for _, res := range r.Results {
 		if res.Runtime != r.Runtimes[0].Name {
