@@ -58,7 +58,7 @@ var layers = []layer{
 	},
 	{
 		[]string{"internal/vmm/vmmtest/..."},
-		[]string{"internal/vmm", "internal/vmm/vmmtest/...", "internal/channel", "internal/cleanup", "internal/sys/...", "internal/testenv"},
+		[]string{"internal/assets", "internal/vmm", "internal/vmm/vmmtest/...", "internal/channel", "internal/cleanup", "internal/sys/...", "internal/testenv"},
 		"the suite every driver passes knows the contract alone",
 	},
 	{

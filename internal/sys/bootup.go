@@ -4,13 +4,39 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// LoadModule loads an uncompressed kernel module. One that is loaded already is no error.
-func LoadModule(path string) error {
+// ModuleList names the kernel modules that a guest loads when it boots, one path a line, in order. A kernel that has
+// everything built in has no list.
+const ModuleList = "/lib/modules/husk-modules"
+
+// LoadModules loads what ModuleList names.
+func LoadModules() error {
+	list, err := os.ReadFile(ModuleList)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("load modules: %w", err)
+	}
+	for path := range strings.Lines(string(list)) {
+		path = strings.TrimSpace(path)
+		if path == "" || strings.HasPrefix(path, "#") {
+			continue
+		}
+		if err := loadModule(path); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadModule loads an uncompressed kernel module. One that is loaded already is no error.
+func loadModule(path string) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("load module: %w", err)

@@ -3,7 +3,6 @@
 package boot
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -13,10 +12,6 @@ import (
 
 	"husk.dev/husk/internal/sys"
 )
-
-// ModuleList names the kernel modules to load, one path a line, in order. A kernel that has everything
-// built in has no such file.
-const ModuleList = "/lib/modules/husk-modules"
 
 const (
 	cgroupRoot = "/sys/fs/cgroup"
@@ -246,27 +241,10 @@ func enterCgroup() error {
 // modules loads what the image's list names and closes the door behind it: the guest has no need to load
 // any later, but what breaks into it might.
 func modules() error {
-	f, err := os.Open(ModuleList)
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := sys.LoadModules(); err != nil {
 		return fmt.Errorf("boot: %w", err)
 	}
-	if err == nil {
-		defer f.Close()
-		lines := bufio.NewScanner(f)
-		for lines.Scan() {
-			path := strings.TrimSpace(lines.Text())
-			if path == "" || strings.HasPrefix(path, "#") {
-				continue
-			}
-			if err := sys.LoadModule(path); err != nil {
-				return fmt.Errorf("boot: %w", err)
-			}
-		}
-		if err := lines.Err(); err != nil {
-			return fmt.Errorf("boot: read %s: %w", ModuleList, err)
-		}
-	}
-	err = os.WriteFile("/proc/sys/kernel/modules_disabled", []byte("1"), 0)
+	err := os.WriteFile("/proc/sys/kernel/modules_disabled", []byte("1"), 0)
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel without modules has no such switch
 		return fmt.Errorf("boot: forbid modules: %w", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"husk.dev/husk/internal/assets"
 	"husk.dev/husk/internal/testenv"
 )
 
@@ -18,13 +19,10 @@ func Guest(t testing.TB) (kernel, initrd string) {
 	t.Helper()
 	testenv.NeedVM(t)
 	kernel = os.Getenv("HUSK_TEST_KERNEL")
-	if kernel == "" {
-		kernel = filepath.Join(repository(t), "build/lib/husk/guest/vmlinux")
-	}
-	if _, err := os.Stat(kernel); err != nil {
-		t.Fatalf("no guest kernel (run make, or set HUSK_TEST_KERNEL): %v", err)
-	}
 	image, err := guestImage()
+	if err == nil && kernel == "" {
+		kernel, image, err = builtKernel(filepath.Join(repository(t), "build/lib/husk/guest"), image)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,6 +31,21 @@ func Guest(t testing.TB) (kernel, initrd string) {
 		t.Fatal(err)
 	}
 	return kernel, initrd
+}
+
+// builtKernel is the kernel that the build made. Where that needs modules, the image it goes with is put before the
+// given one, whose files take the place of those of the same name.
+func builtKernel(dir string, image []byte) (kernel string, whole []byte, err error) {
+	built, err := assets.Find(dir)
+	if err != nil || built.Kind != "distro" {
+		return built.Kernel, image, err
+	}
+	modules, err := os.ReadFile(built.Initrd)
+	if err != nil {
+		return "", nil, err
+	}
+	modules = append(modules, make([]byte, -len(modules)&3)...) // an archive begins at a multiple of 4 bytes
+	return built.Kernel, append(modules, image...), nil
 }
 
 // repository is where the module's files are.

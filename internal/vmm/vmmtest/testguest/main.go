@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"husk.dev/husk/internal/channel"
+	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/sys/vsock"
 	"husk.dev/husk/internal/vmm/vmmtest/echo"
 )
@@ -32,6 +33,9 @@ func run() error {
 		if err := syscall.Mount(m.kind, m.dir, m.kind, 0, ""); err != nil {
 			return fmt.Errorf("mount %s: %w", m.dir, err)
 		}
+	}
+	if err := sys.LoadModules(); err != nil {
+		return err
 	}
 	if err := console(); err != nil {
 		return err
