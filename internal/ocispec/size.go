@@ -39,6 +39,9 @@ func SizeOf(r *specs.LinuxResources, s Sizing) (Size, error) {
 	return Size{MemoryMiB: memory, VCPUs: vcpus}, nil
 }
 
+// pageBooks is how many bytes of memory a Linux kernel keeps one byte of books for: 64 for each page of 4096.
+const pageBooks = 64
+
 func memoryMiB(r *specs.LinuxResources, s Sizing) (int, error) {
 	need, what := int64(s.MemoryMiB), "the default memory"
 	if r != nil && r.Memory != nil && r.Memory.Limit != nil && *r.Memory.Limit > 0 {
@@ -47,8 +50,8 @@ func memoryMiB(r *specs.LinuxResources, s Sizing) (int, error) {
 		if *r.Memory.Limit%mib > 0 {
 			limit++
 		}
-		need = limit + int64(s.OverheadMiB)
-		what = fmt.Sprintf("the memory limit of %d bytes with %d MiB for the guest itself", *r.Memory.Limit, s.OverheadMiB)
+		need = limit + limit/pageBooks + int64(s.OverheadMiB)
+		what = fmt.Sprintf("the memory limit of %d bytes with %d MiB for the guest itself", *r.Memory.Limit, need-limit)
 	}
 	if need < int64(s.MinMemoryMiB) {
 		return 0, fmt.Errorf("%s gives a guest of %d MiB, which needs at least %d MiB to start", what, need, s.MinMemoryMiB)
