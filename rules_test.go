@@ -106,7 +106,7 @@ var layers = []layer{
 	},
 	{
 		[]string{"internal/control"},
-		[]string{"api/control/v1", "internal/cleanup", "internal/fdpass", "internal/logfile", "internal/sandbox", "internal/sys/..."},
+		[]string{"api/control/v1", "internal/cleanup", "internal/fdpass", "internal/logfile", "internal/sandbox", "internal/state", "internal/sys/..."},
 		"serves a sandbox, and is its client",
 	},
 	{

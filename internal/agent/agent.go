@@ -91,7 +91,7 @@ func New(c Config) *Agent {
 	return &Agent{
 		config: c, log: c.Log,
 		streams:    stdio.NewRegistry(),
-		mounts:     mnt.NewTable(filepath.Join(c.RunDir, "m"), c.ShareDir),
+		mounts:     mnt.NewTable(filepath.Join(c.RunDir, "m"), c.ShareDir, filepath.Join(c.RunDir, "memory")),
 		events:     newEvents(),
 		clock:      &clock{ours: c.Machine},
 		filters:    newFilters(),

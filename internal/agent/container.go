@@ -146,6 +146,9 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if err := a.mounts.Shares(r.GetShares()); err != nil {
 		return nil, err
 	}
+	if err := a.mounts.Memory(r.GetMemory(), &undo); err != nil {
+		return nil, err
+	}
 	if c.root, err = a.mounts.Assemble(ctx, r.GetRootfs()); err != nil {
 		return nil, err
 	}

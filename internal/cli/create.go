@@ -226,7 +226,7 @@ func (c *creation) request(token string, pid int, terminal bool) *controlv1.Crea
 	}
 	return &controlv1.CreateRequest{
 		Id: c.id, Bundle: c.bundle.Dir, Spec: c.spec, Image: c.image, Stdio: stdio, Start: c.start,
-		HostPid: uint32(pid), AutoRemove: c.autoRemove,
+		HostPid: uint32(pid), AutoRemove: c.autoRemove, CallerPid: uint32(os.Getpid()),
 	}
 }
 

@@ -46,6 +46,7 @@ type launch struct {
 	dir      *state.Dir
 	owner    *os.Process
 	lifeline *os.File // the owner undoes its container when this closes before keep
+	joined   bool     // in the VM of another container, whose owner is none of ours
 	undo     cleanup.Stack
 }
 
@@ -63,6 +64,10 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	if _, err = a.driver(); err != nil { // the owner would fail at it, with nobody to tell
 		return nil, err
 	}
+	neighbour, err := a.neighbour(c)
+	if err != nil {
+		return nil, err
+	}
 	if l.dir, err = state.Create(a.config.RunDir, c.id); err != nil {
 		return nil, err
 	}
@@ -73,6 +78,11 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	}
 	record := c.record
 	record.Status, record.Owner, record.Created = state.Creating, self, time.Now()
+	if neighbour != nil {
+		if record.Sandbox, err = sandboxOf(neighbour); err != nil {
+			return nil, err
+		}
+	}
 	if err = os.WriteFile(l.dir.Path(specFile), c.spec, 0o600); err != nil {
 		return nil, fmt.Errorf("save configuration: %w", err)
 	}
@@ -84,6 +94,9 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	unlock()
 	if err != nil {
 		return nil, err
+	}
+	if neighbour != nil {
+		return l, l.join(neighbour)
 	}
 	if err = l.startOwner(); err != nil {
 		return nil, fmt.Errorf("start sandbox owner: %w", err)
@@ -155,6 +168,9 @@ func (l *launch) ownerGone() error {
 
 // forget removes a container that was not made, with what an owner that was killed has left of it.
 func (l *launch) forget() error {
+	if l.joined {
+		return l.forgetJoined()
+	}
 	record, err := l.dir.Load()
 	if err == nil {
 		waitOwnerGone(record)
@@ -167,6 +183,15 @@ func (l *launch) forget() error {
 
 // clear removes what is kept of a container outside of its state directory, once nothing of it runs.
 func (a *App) clear(id string, record state.Container) error {
+	a.clearHost(record)
+	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
+		return fmt.Errorf("remove the container's data: %w", err)
+	}
+	return nil
+}
+
+// clearHost removes what an owner that was killed has left on the host.
+func (a *App) clearHost(record state.Container) {
 	if record.NetNS != "" {
 		if err := network.Clean(record.NetNS); err != nil {
 			a.warn("%v", err)
@@ -175,10 +200,6 @@ func (a *App) clear(id string, record state.Container) error {
 	if err := hostcgroup.Remove(record.Cgroup); err != nil {
 		a.warn("%v", err)
 	}
-	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
-		return fmt.Errorf("remove the container's data: %w", err)
-	}
-	return nil
 }
 
 // keep leaves the container to its owner.

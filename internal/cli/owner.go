@@ -53,7 +53,7 @@ func (a *App) own(id string) error {
 	if err != nil {
 		return err
 	}
-	server, err := control.NewServer(box, shellProgram)
+	server, err := control.NewServer(box, a.open, shellProgram)
 	if err != nil {
 		return err
 	}

@@ -199,7 +199,9 @@ func (a *App) foreground(ctx context.Context, c *creation, o *runOptions) error 
 	if err != nil {
 		return err
 	}
-	_, _ = l.owner.Wait() // it has freed everything when it ends
+	if !l.joined {
+		_, _ = l.owner.Wait() // it has freed everything when it ends
+	}
 	if o.bundle != "" || o.remove {
 		if err := a.remove(context.WithoutCancel(ctx), c.id, true); err != nil {
 			return err

@@ -32,6 +32,9 @@ const isolationKey = "dev.husk.isolation"
 // vmStartKey is the one under which it says whether the VM was booted or continues a template.
 const vmStartKey = "dev.husk.vm-start"
 
+// sandboxKey is the one under which it names the container that the VM was made for, where that is another one.
+const sandboxKey = "dev.husk.sandbox"
+
 // ociState is a container's state as the OCI has it (runtime.md, "State").
 func ociState(c state.Container) specs.State {
 	s := specs.State{
@@ -43,6 +46,9 @@ func ociState(c state.Container) specs.State {
 	}
 	if c.Isolation != "" {
 		s.Annotations[isolationKey] = c.Isolation
+	}
+	if c.Sandbox != "" {
+		s.Annotations[sandboxKey] = c.Sandbox
 	}
 	if c.VMStart != "" {
 		s.Annotations[vmStartKey] = c.VMStart
@@ -314,19 +320,15 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 	if !force && status != state.Stopped && status != state.Created {
 		return fmt.Errorf("cannot delete container %q that is %s: stop it first (husk kill %s KILL) or use --force", id, status, id)
 	}
-	if status != state.Stopped {
-		// An owner that does not obey is ended below.
-		err := a.call(ctx, id, "delete", func(ctx context.Context, c *control.Client) error {
-			ctx, cancel := context.WithTimeout(ctx, goneWait)
-			defer cancel()
-			_, err := c.Delete(ctx, &controlv1.DeleteRequest{Id: id, Force: force})
-			return err
-		})
-		if err != nil {
+	lives := false // the VM, for other containers
+	if record.Owner.Alive() {
+		if lives, err = deleteByOwner(ctx, dir, force); err != nil { // an owner that does not obey is ended below
 			a.log.write("warning", err.Error())
 		}
 	}
-	waitOwnerGone(record)
+	if !lives {
+		waitOwnerGone(record)
+	}
 	if record.Host.PID != os.Getpid() && record.Host.Alive() { // run in the foreground stands for its container
 		wait, cancel := context.WithTimeout(context.Background(), goneWait)
 		defer cancel()
@@ -334,8 +336,10 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 			_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
 		}
 	}
-	if err := a.clear(id, record); err != nil {
-		return err
+	if !lives {
+		if err := errors.Join(a.clear(id, record), a.clearRetired(record)); err != nil {
+			return err
+		}
 	}
 	if err := dir.Remove(); err != nil {
 		return err

@@ -23,6 +23,7 @@ import (
 	"husk.dev/husk/internal/fdpass"
 	"husk.dev/husk/internal/logfile"
 	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/state"
 )
 
 const (
@@ -37,6 +38,7 @@ const (
 // Server serves one sandbox.
 type Server struct {
 	sandbox *sandbox.Sandbox
+	dir     func(id string) (*state.Dir, error)
 	program func() ([]byte, error)
 	rpc     *ttrpc.Server
 
@@ -52,9 +54,10 @@ type descriptor struct {
 	gone  chan struct{} // closed when its sender is
 }
 
-// NewServer serves s. program reads the debug shell that is carried into a guest.
-func NewServer(s *sandbox.Sandbox, program func() ([]byte, error)) (*Server, error) {
-	server := &Server{sandbox: s, program: program, sent: map[string]*descriptor{}}
+// NewServer serves s. dir opens a container's state directory, program reads the debug shell that is carried into a
+// guest.
+func NewServer(s *sandbox.Sandbox, dir func(id string) (*state.Dir, error), program func() ([]byte, error)) (*Server, error) {
+	server := &Server{sandbox: s, dir: dir, program: program, sent: map[string]*descriptor{}}
 	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(counter{server}))
 	if err != nil {
 		return nil, fmt.Errorf("make control server: %w", err)
@@ -243,9 +246,17 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 	if err != nil {
 		return nil, failed(err)
 	}
+	dir, err := s.dir(r.Id)
+	if err != nil {
+		stdio.Close()
+		return nil, failed(err)
+	}
 	request := sandbox.CreateRequest{
-		ID: r.Id, Bundle: r.Bundle, Spec: r.Spec, Stdio: stdio, Start: r.Start, HostPID: int(r.HostPid),
+		ID: r.Id, Dir: dir, Bundle: r.Bundle, Spec: r.Spec, Stdio: stdio, Start: r.Start, HostPID: int(r.HostPid),
 		AutoRemove: r.AutoRemove,
+	}
+	if r.CallerPid != 0 {
+		request.MountNS = fmt.Sprintf("/proc/%d/ns/mnt", r.CallerPid)
 	}
 	if r.Image != nil {
 		request.Layers, request.WritableMiB = r.Image.Layers, int(r.Image.WritableBytes>>20)
@@ -253,7 +264,7 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 	if err := s.sandbox.Create(ctx, request); err != nil {
 		return nil, failed(err)
 	}
-	return &controlv1.CreateResponse{Timeline: s.timeline(), Warnings: s.sandbox.Warnings()}, nil
+	return &controlv1.CreateResponse{Timeline: s.timeline(), Warnings: s.sandbox.Warnings(r.Id)}, nil
 }
 
 func (s *Server) timeline() []*controlv1.Phase {
@@ -392,8 +403,16 @@ func (s *Server) Events(ctx context.Context, r *controlv1.ContainerRequest, out 
 }
 
 // Delete implements the protocol.
-func (s *Server) Delete(ctx context.Context, r *controlv1.DeleteRequest) (*controlv1.Empty, error) {
-	return done(s.sandbox.Delete(ctx, r.Id, r.Force))
+func (s *Server) Delete(ctx context.Context, r *controlv1.DeleteRequest) (*controlv1.DeleteResponse, error) {
+	if err := s.sandbox.Delete(ctx, r.Id, r.Force); err != nil {
+		return nil, failed(err)
+	}
+	select {
+	case <-s.sandbox.Done():
+		return &controlv1.DeleteResponse{}, nil
+	default:
+		return &controlv1.DeleteResponse{Lives: true}, nil
+	}
 }
 
 func encoded(m proto.Message, err error) (*controlv1.Encoded, error) {

@@ -40,6 +40,16 @@ func Usable(name string) bool {
 // What they start later is in it too. Limits are not set. An error leaves nothing of the group that Join made, and
 // the processes where they were.
 func Join(name string, others ...int) (*Group, error) {
+	return place(name, append([]int{os.Getpid()}, others...))
+}
+
+// Place is Join without this process.
+func Place(name string, pids ...int) error {
+	_, err := place(name, pids)
+	return err
+}
+
+func place(name string, pids []int) (*Group, error) {
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, fmt.Errorf("find control groups: %w", err)
@@ -48,7 +58,7 @@ func Join(name string, others ...int) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find control groups: %w", err)
 	}
-	return join(name, hierarchies(string(mounts), string(own)), append([]int{os.Getpid()}, others...))
+	return join(name, hierarchies(string(mounts), string(own)), pids)
 }
 
 func join(name string, all []hierarchy, pids []int) (_ *Group, err error) {

@@ -14,7 +14,7 @@ func BenchmarkPlan(b *testing.B) {
 		if err := loaded.ResolveRoot(); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := MakePlan(loaded, PlanOptions{ShareDir: "/guest/share", Name: "c"}); err != nil {
+		if _, err := MakePlan(loaded, PlanOptions{ShareDir: "/guest/share", Name: "c", MemoryDir: "/guest/memory"}); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -154,7 +154,7 @@ func FuzzParse(f *testing.F) {
 		if b.Spec.Process == nil || len(b.Spec.Process.Args) == 0 {
 			t.Error("took a configuration without a process")
 		}
-		p, err := MakePlan(b, PlanOptions{ShareDir: "/share", Name: "c"})
+		p, err := MakePlan(b, PlanOptions{ShareDir: "/share", Name: "c", MemoryDir: "/guest/memory"})
 		if err != nil {
 			return
 		}

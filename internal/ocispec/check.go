@@ -189,11 +189,16 @@ func namespaces(spec *specs.Spec) error {
 		if !path.IsAbs(ns.Path) {
 			return fmt.Errorf("linux.namespaces: the %s path %q is not absolute", ns.Type, ns.Path)
 		}
-		if ns.Type != specs.NetworkNamespace {
+		if !joinable[ns.Type] {
 			return fmt.Errorf("linux.namespaces: the container cannot join the %s namespace %s: it runs on a kernel of its own", ns.Type, ns.Path)
 		}
 	}
 	return nil
+}
+
+// joinable are the namespaces that a container may have of another one, in the same virtual machine.
+var joinable = map[specs.LinuxNamespaceType]bool{
+	specs.NetworkNamespace: true, specs.PIDNamespace: true, specs.IPCNamespace: true, specs.UTSNamespace: true,
 }
 
 var knownNamespaces = set("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")

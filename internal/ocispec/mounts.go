@@ -31,14 +31,14 @@ func (p *Plan) planMounts(bundle string, o PlanOptions) error {
 		if !isBind(*m) {
 			continue
 		}
-		if err := p.planBind(m, bundle, fmt.Sprintf("%s.m%d", o.Name, i), o.ShareDir); err != nil {
+		if err := p.planBind(m, bundle, fmt.Sprintf("%s.m%d", o.Name, i), o); err != nil {
 			return fmt.Errorf("mount %q: %w", m.Destination, err)
 		}
 	}
 	return nil
 }
 
-func (p *Plan) planBind(m *specs.Mount, bundle, name, shareDir string) error {
+func (p *Plan) planBind(m *specs.Mount, bundle, name string, o PlanOptions) error {
 	source := m.Source
 	if !filepath.IsAbs(source) {
 		source = filepath.Join(bundle, source)
@@ -54,7 +54,7 @@ func (p *Plan) planBind(m *specs.Mount, bundle, name, shareDir string) error {
 	if err != nil {
 		return fmt.Errorf("find source: %w", err)
 	}
-	if own, err := p.guestOwn(m, resolved, info); own || err != nil {
+	if own, err := p.guestOwn(m, resolved, info, o); own || err != nil {
 		return err
 	}
 	if info.Mode()&(fs.ModeSocket|fs.ModeNamedPipe) != 0 {
@@ -65,7 +65,7 @@ func (p *Plan) planBind(m *specs.Mount, bundle, name, shareDir string) error {
 		Recursive: m.Type == "rbind" || has(m.Options, "rbind"), IsFile: !info.IsDir(),
 	}
 	p.Shares = append(p.Shares, share)
-	m.Type, m.Source = "bind", path.Join(shareDir, name)
+	m.Type, m.Source = "bind", path.Join(o.ShareDir, name)
 	if !has(m.Options, "bind") && !has(m.Options, "rbind") {
 		m.Options = append(slices.Clone(m.Options), "bind")
 	}
@@ -75,7 +75,7 @@ func (p *Plan) planBind(m *specs.Mount, bundle, name, shareDir string) error {
 // guestOwn plans a bind mount whose source belongs to the host's kernel, and tells whether it was one:
 // a whole kernel file system becomes a fresh one of the guest, a part of one the same part of the
 // guest's, a standard device the guest's device. What has no counterpart is an error.
-func (p *Plan) guestOwn(m *specs.Mount, source string, info fs.FileInfo) (bool, error) {
+func (p *Plan) guestOwn(m *specs.Mount, source string, info fs.FileInfo, o PlanOptions) (bool, error) {
 	if kind, ok := kernelRoots[source]; ok {
 		fresh(m, kind)
 		return true, nil
@@ -97,7 +97,7 @@ func (p *Plan) guestOwn(m *specs.Mount, source string, info fs.FileInfo) (bool, 
 	}
 	switch {
 	case path.Clean(m.Destination) == "/dev/shm" && kind == "tmpfs":
-		freshShm(m, size)
+		p.planMemory(m, source, size, o)
 		return true, nil
 	case below(source, "/sys/fs/cgroup"):
 		return false, fmt.Errorf("%s is a cgroup of the host, which the guest cannot see", m.Source)
@@ -134,16 +134,6 @@ func fresh(m *specs.Mount, kind string) {
 		options = append(options, "ro")
 	}
 	m.Type, m.Source, m.Options = kind, kind, options
-}
-
-// freshShm replaces the memory file system that an engine made on the host for /dev/shm by one of the
-// guest, as large.
-func freshShm(m *specs.Mount, bytes uint64) {
-	fresh(m, "tmpfs")
-	m.Source = "shm"
-	if bytes > 0 {
-		m.Options = append(m.Options, fmt.Sprintf("size=%dk", bytes>>10))
-	}
 }
 
 // asGuestPath keeps a bind mount but means the guest's own file.

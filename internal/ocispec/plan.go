@@ -13,8 +13,13 @@ import (
 type PlanOptions struct {
 	// ShareDir is the directory of the guest in which every SharedPath appears under its GuestName.
 	ShareDir string
-	// Name begins every GuestName, so that several containers share one VM: an id of the container.
+	// MemoryDir is the one in which every SharedMemory appears.
+	MemoryDir string
+	// Name begins every GuestName: an id of the container.
 	Name string
+	// Container returns the id of the container of the same VM that the process pid of the host stands for,
+	// nothing where there is none. Nil: the VM has no other container.
+	Container func(pid int) string
 }
 
 // Plan says what the guest is told, what the host lends it and what the host does itself.
@@ -23,6 +28,8 @@ type Plan struct {
 	Spec *specs.Spec
 	// Shares are the host's files that the guest needs to see.
 	Shares []SharedPath
+	// Memory are file systems that the guest has in its memory.
+	Memory []SharedMemory
 	// Root is the share that holds the root directory; nil where the bundle's root was not resolved.
 	Root *SharedPath
 	// Network says where the guest's network comes from.
@@ -80,6 +87,9 @@ func MakePlan(b *Bundle, o PlanOptions) (*Plan, error) {
 	cleanProcess(spec.Process)
 	p.planHooks()
 	p.planNamespaces()
+	if err := p.planJoins(o); err != nil {
+		return nil, err
+	}
 	p.planLinux()
 	if err := p.planDevices(); err != nil {
 		return nil, err

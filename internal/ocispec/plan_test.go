@@ -29,7 +29,7 @@ func plan(t *testing.T, change func(*specs.Spec)) (*Plan, string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := MakePlan(b, PlanOptions{ShareDir: "/guest/share", Name: "c"})
+	p, err := MakePlan(b, PlanOptions{ShareDir: "/guest/share", Name: "c", MemoryDir: "/guest/memory"})
 	if after, _ := json.Marshal(b); string(after) != string(before) {
 		t.Error("MakePlan changed the bundle")
 	}
@@ -282,8 +282,8 @@ func TestPlanMakesShmInTheGuest(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got.Type != "tmpfs" || !strings.HasPrefix(got.Options[len(got.Options)-1], "size=") || len(p.Shares) != 1 {
-		t.Errorf("became %+v, shares %+v", got, p.Shares)
+	if len(p.Memory) != 1 || got.Type != "bind" || got.Source != "/guest/memory/"+p.Memory[0].GuestName || p.Memory[0].Bytes == 0 || len(p.Shares) != 1 {
+		t.Errorf("became %+v, memory %+v, shares %+v", got, p.Memory, p.Shares)
 	}
 	got, p, err = planMount(t, specs.Mount{Destination: "/data", Type: "bind", Source: dir})
 	if err != nil || got.Type != "bind" || len(p.Shares) != 2 {

@@ -36,10 +36,12 @@ type container struct {
 	dir     *state.Dir
 	init    *process
 
-	mu     sync.Mutex // guards the fields below
-	record state.Container
-	execs  map[string]*process
-	subs   map[chan Event]struct{}
+	mu       sync.Mutex // guards the fields below
+	record   state.Container
+	execs    map[string]*process
+	subs     map[chan Event]struct{}
+	lent     []string // its names in the tree of shares
+	warnings []string // what was done otherwise than it was asked for
 }
 
 // moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").
@@ -165,20 +167,28 @@ func (c *container) publishLocked(e Event) {
 
 // containerStopped ends the sandbox once nothing runs or can run in it.
 func (s *Sandbox) containerStopped() {
-	s.mu.Lock()
-	containers := make([]*container, 0, len(s.containers))
-	for _, c := range s.containers {
-		containers = append(containers, c)
+	if !s.outlives(nil) {
+		s.teardown("its last container has exited")
 	}
-	s.mu.Unlock()
-	for _, c := range containers {
+}
+
+// outlives tells whether the VM has a reason to run beside the container c.
+func (s *Sandbox) outlives(c *container) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.options.Keep || len(s.making) > 0 {
+		return true
+	}
+	for _, other := range s.containers {
 		select {
-		case <-c.init.exited:
+		case <-other.init.exited:
 		default:
-			return
+			if other != c {
+				return true
+			}
 		}
 	}
-	s.teardown("its last container has exited")
+	return false
 }
 
 // guestKill sends SIGKILL to a process whose host process is gone. What fails here is a process that has

@@ -21,11 +21,15 @@ const ConsoleLog = "console.log"
 
 // CreateRequest describes a container.
 type CreateRequest struct {
-	ID     string
+	ID string
+	// Dir is the container's state directory, with a first state saved in it. Nil: Options.Dir, for the first.
+	Dir    *state.Dir
 	Bundle string // absolute path
 	Spec   []byte // config.json
-	Stdio  Stdio
-	Start  bool
+	// MountNS is the path of the mount namespace that has the files of a further container; empty: this process'.
+	MountNS string
+	Stdio   Stdio
+	Start   bool
 
 	// Layers are the EROFS files of an image, the lowest first; without them the bundle's root is used.
 	Layers []string
@@ -36,35 +40,65 @@ type CreateRequest struct {
 	AutoRemove bool // remove the state directory and the writable disk at the end
 }
 
-// Create makes a container and the VM around it. It owns the request's files, also when it fails; after a
-// failure the sandbox has ended and nothing is left.
+// Create makes a container: the first call with the VM around it, every later one, also several at once, in that
+// VM. It owns the request's files, also when it fails. After the first has failed the sandbox has ended and nothing
+// is left; a later one that fails leaves nothing of its own container.
 func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	created := make(chan struct{})
-	s.mu.Lock()
-	busy := s.created != nil || s.ending
-	if !busy {
-		s.created, s.cancelCreate = created, cancel
-	}
-	s.mu.Unlock()
-	if busy {
-		r.Stdio.Close()
-		return fmt.Errorf("%w: the sandbox has its container already", ErrState)
-	}
-	err := s.create(ctx, r)
+	ctx, m, first, err := s.begin(ctx)
 	if err != nil {
-		s.mu.Lock()
+		r.Stdio.Close()
+		return err
+	}
+	if first {
+		err = s.create(ctx, r)
+	} else {
+		err = s.join(ctx, r)
+	}
+	s.mu.Lock()
+	if err != nil && first {
 		clear(s.containers) // what never was needs no exit, also where a teardown waits for us already
 		s.remove = true
-		s.mu.Unlock()
 	}
-	close(created)
+	s.pod.made = s.pod.made || err == nil
+	delete(s.making, m)
+	s.mu.Unlock()
+	close(m.through)
 	if err != nil {
 		err = s.cause(err)
+	}
+	if err != nil && first {
 		s.abandon(err)
+	} else {
+		go s.containerStopped() // while it was made no end of another could end the VM
 	}
 	return err
+}
+
+// making is a Create that goes on.
+type making struct {
+	cancel  context.CancelFunc // has it give up
+	through chan struct{}      // closed when it is through, and what failed is undone
+}
+
+// begin tells whether a Create is the first, and refuses one that cannot be.
+func (s *Sandbox) begin(ctx context.Context) (_ context.Context, m *making, first bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	m = &making{cancel: cancel, through: make(chan struct{})}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.ending:
+		err = fmt.Errorf("%w: the sandbox is ending: %s", ErrState, s.reason)
+	case s.pod.begun && !s.pod.made:
+		err = fmt.Errorf("%w: the sandbox' first container is not made yet", ErrState)
+	}
+	if err != nil {
+		cancel()
+		return nil, nil, false, err
+	}
+	first = !s.pod.begun
+	s.pod.begun, s.making[m] = true, true
+	return ctx, m, first, nil
 }
 
 // cause is why Create failed: where a teardown cut it short, its reason and not what that broke.
@@ -88,16 +122,28 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if s.options.GuestErr != nil {
 		return s.options.GuestErr
 	}
-	c, err := s.newContainer(r)
+	if r.ID != s.options.Dir.ID() {
+		return fmt.Errorf("%w: this sandbox was made for container %q", ErrState, s.options.Dir.ID())
+	}
+	c, err := s.newContainer(r, s.options.Dir)
 	if err != nil {
 		return err
 	}
+	if err := s.add(c); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.remove = r.AutoRemove
+	s.mu.Unlock()
 	plan, size, err := s.plan(r)
 	if err != nil {
 		return err
 	}
+	c.mu.Lock()
+	c.warnings = plan.Warnings
+	c.mu.Unlock()
 	s.mu.Lock()
-	s.warnings = plan.Warnings
+	s.pod.first, s.pod.plan, s.pod.size = c, plan, size
 	s.mu.Unlock()
 	if err := s.joinCgroup(c, plan, r); err != nil {
 		return err
@@ -133,17 +179,17 @@ func (s *Sandbox) Remove() error {
 	if err := s.cgroup.Remove(); err != nil {
 		s.log.Warn("free sandbox", "error", err)
 	}
-	if err := os.RemoveAll(s.options.Config.ContainerDir(s.options.Dir.ID())); err != nil {
-		return fmt.Errorf("remove the container's data: %w", err)
+	if s.pod.dir == s.options.Dir { // else another container may have the id
+		if err := os.RemoveAll(s.options.Config.ContainerDir(s.options.Dir.ID())); err != nil {
+			return fmt.Errorf("remove the container's data: %w", err)
+		}
 	}
-	return s.options.Dir.Remove()
+	return s.pod.dir.Remove()
 }
 
-func (s *Sandbox) newContainer(r CreateRequest) (*container, error) {
-	if r.ID != s.options.Dir.ID() {
-		return nil, fmt.Errorf("%w: this sandbox was made for container %q", ErrState, s.options.Dir.ID())
-	}
-	record, err := s.options.Dir.Load()
+// newContainer takes over the state directory of a container that is to be made.
+func (s *Sandbox) newContainer(r CreateRequest, dir *state.Dir) (*container, error) {
+	record, err := dir.Load()
 	if err != nil {
 		return nil, err
 	}
@@ -156,20 +202,24 @@ func (s *Sandbox) newContainer(r CreateRequest) (*container, error) {
 		}
 	}
 	c := &container{
-		id: r.ID, sandbox: s, dir: s.options.Dir, init: newProcess(""), record: record,
+		id: r.ID, sandbox: s, dir: dir, init: newProcess(""), record: record,
 		execs: map[string]*process{}, subs: map[chan Event]struct{}{},
 	}
 	c.mu.Lock()
 	err = c.save()
 	c.mu.Unlock()
-	if err != nil {
-		return nil, err
-	}
+	return c, err
+}
+
+// add makes a container known.
+func (s *Sandbox) add(c *container) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.containers[r.ID] = c
-	s.remove = r.AutoRemove
-	return c, nil
+	if s.containers[c.id] != nil {
+		return fmt.Errorf("%w: container %q exists in this sandbox", ErrState, c.id)
+	}
+	s.containers[c.id] = c
+	return nil
 }
 
 // plan checks the configuration and decides what the guest gets.
@@ -187,7 +237,7 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 			return nil, ocispec.Size{}, err
 		}
 	}
-	plan, err := ocispec.MakePlan(bundle, ocispec.PlanOptions{ShareDir: agentv1.ShareDir + "/" + storage.ShareTag, Name: r.ID})
+	plan, err := ocispec.MakePlan(bundle, s.planOptions(r.ID))
 	if err != nil {
 		return nil, ocispec.Size{}, err
 	}
@@ -202,11 +252,7 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 		MemoryMiB: s.config.MemoryMiB, OverheadMiB: s.config.OverheadMiB, VCPUs: s.config.VCPUs,
 		MinMemoryMiB: config.MinMemoryMiB, HostMemoryMiB: int(total >> 20), HostCPUs: runtime.NumCPU(),
 	}
-	if bundle.Spec.Linux == nil {
-		size, err := ocispec.SizeOf(nil, sizing)
-		return plan, size, err
-	}
-	size, err := ocispec.SizeOf(bundle.Spec.Linux.Resources, sizing)
+	size, err := ocispec.SizeOf(ocispec.SandboxResources(bundle.Spec), sizing)
 	return plan, size, err
 }
 
@@ -232,6 +278,9 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start, SeccompFilter: filter}
 	if len(plan.Shares) > 0 {
 		request.Shares = []string{storage.ShareTag}
+	}
+	for _, m := range plan.Memory {
+		request.Memory = append(request.Memory, &agentv1.Memory{Name: m.GuestName, Bytes: m.Bytes})
 	}
 	answer, err := s.client().CreateContainer(ctx, request)
 	if err != nil {

@@ -32,9 +32,6 @@ const hangUpWait = 500 * time.Millisecond
 func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
 	defer s.timing.begin("lend files")()
 	root := &agentv1.Rootfs{}
-	if plan.Root != nil {
-		root.Path = path.Join(agentv1.ShareDir, storage.ShareTag, plan.Root.GuestName)
-	}
 	s.lendLayers(r.Layers, root, spec)
 	if len(r.Layers) > 0 && r.WritableMiB > 0 {
 		file, err := s.lendDisk(ctx, c.id, r.WritableMiB)
@@ -44,14 +41,23 @@ func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocis
 		spec.Disks = append(spec.Disks, vmm.Disk{Serial: upperSerial, Path: file})
 		root.Upper = &agentv1.Disk{Serial: upperSerial, Filesystem: "ext4"}
 	}
-	if len(plan.Shares) > 0 {
-		share, err := s.lendShares(ctx, a, c, plan.Shares)
+	if len(plan.Shares) > 0 || s.options.Keep { // a container that comes later has files too
+		share, err := s.lendShares(ctx, a, c, plan)
 		if err != nil {
 			return nil, err
 		}
 		spec.Shares = append(spec.Shares, share)
 	}
+	root.Path = rootPath(plan)
 	return root, nil
+}
+
+// rootPath is the container's root directory in the guest; empty where it is made of disks.
+func rootPath(plan *ocispec.Plan) string {
+	if plan.Root == nil {
+		return ""
+	}
+	return path.Join(shareDir, plan.Root.GuestName)
 }
 
 // lendLayers attaches an image's layers: by virtio-pmem, whose pages the guest maps from the host's page
@@ -86,19 +92,22 @@ func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string,
 }
 
 // lendShares shows the host's files in the guest through one file service.
-func (s *Sandbox) lendShares(ctx context.Context, a *attempt, c *container, shares []ocispec.SharedPath) (vmm.Share, error) {
-	tree, err := storage.NewTree(s.options.Dir.Path("share"))
+func (s *Sandbox) lendShares(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan) (vmm.Share, error) {
+	tree, err := storage.NewTree(s.options.Dir.Path(treeName))
 	if err != nil {
 		return vmm.Share{}, err
 	}
 	a.undo.Add(tree.Close)
 	s.mu.Lock()
-	s.shared = true
+	s.shared, s.pod.tree = true, tree
 	s.mu.Unlock()
-	for _, share := range shares {
-		if err := tree.AddBind(share.HostPath, share.GuestName, share.ReadOnly, share.Recursive); err != nil {
-			return vmm.Share{}, err
-		}
+	copies, err := copiesOf(plan.Shares)
+	if err != nil {
+		return vmm.Share{}, err
+	}
+	defer closeAll(copies)
+	if err := s.lendTo(c, tree, plan, copies); err != nil {
+		return vmm.Share{}, err
 	}
 	server, err := virtiofs.Start(ctx, virtiofs.Options{
 		Binary: s.config.Virtiofsd, Dir: tree.Path(), Socket: s.options.Dir.Path("virtiofs.sock"),

@@ -3,6 +3,10 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"husk.dev/husk/internal/guest"
 	"husk.dev/husk/internal/network"
@@ -56,4 +60,33 @@ func (s *Sandbox) setNetwork(ctx context.Context) error {
 		return explain(err, "set up the guest's network")
 	}
 	return nil
+}
+
+// fitNetwork gives a further container the network that it asks for, of those there are: the VM's, or one of its own
+// with loopback only.
+func (s *Sandbox) fitNetwork(plan *ocispec.Plan) error {
+	s.mu.Lock()
+	first := s.pod.plan
+	s.mu.Unlock()
+	switch plan.Network {
+	case ocispec.NetworkNew:
+		ocispec.Namespace(plan.Spec, specs.NetworkNamespace).Path = ""
+		return nil
+	case ocispec.NetworkHost:
+		if first.Network == ocispec.NetworkHost {
+			return nil
+		}
+		return errHostNetwork
+	}
+	if s.byHostPID(ocispec.NamespacePID(plan.NetNS)) != "" || sameFile(plan.NetNS, first.NetNS) {
+		return nil
+	}
+	return fmt.Errorf("the network namespace %s is another one than that of the virtual machine which the container is to join: it has one network", plan.NetNS)
+}
+
+// sameFile tells whether two paths name one file.
+func sameFile(a, b string) bool {
+	one, err := os.Stat(a)
+	other, err2 := os.Stat(b)
+	return err == nil && err2 == nil && os.SameFile(one, other)
 }

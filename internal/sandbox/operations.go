@@ -289,37 +289,19 @@ func (s *Sandbox) Events(id string) (events <-chan Event, cancel func(), err err
 	return events, cancel, nil
 }
 
-// Warnings are what was done otherwise than the container's configuration asks for.
-func (s *Sandbox) Warnings() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]string(nil), s.warnings...)
+// Warnings are what was done otherwise than a container's configuration asks for.
+func (s *Sandbox) Warnings(id string) []string {
+	c, err := s.container(id)
+	if err != nil {
+		return nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return append([]string(nil), c.warnings...)
 }
 
 // Timeline returns the phases of the sandbox so far.
 func (s *Sandbox) Timeline() []Phase { return s.timing.all() }
-
-// deleted is the reason of a teardown that was asked for.
-const deleted = "deleted"
-
-// Delete removes a container that does not run, or with force any, and with the last one the VM. It
-// returns when all is freed.
-func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
-	c, err := s.container(id)
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
-	if !force {
-		err = c.expect("delete", state.Creating, state.Created, state.Stopped)
-	}
-	c.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	s.End(deleted)
-	return nil
-}
 
 // bound gives a call of the agent its deadline and keeps it from ending with the client that asked for it:
 // what the guest has half done, and nobody here knows of, could not be undone.

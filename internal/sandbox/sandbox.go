@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -48,9 +50,11 @@ type Options struct {
 	// BuildTemplate starts the building of the template for VMs of a size and does not wait for it; nil
 	// builds none.
 	BuildTemplate func(memoryMiB, vcpus int) error
-	// Dir is the state directory of the container that the VM is made for.
+	// Dir is the state directory of the container that the VM is made for, and of the VM itself.
 	Dir *state.Dir
-	Log *slog.Logger
+	// Keep has the VM outlive its last container, until End.
+	Keep bool
+	Log  *slog.Logger
 }
 
 // Sandbox is one VM with its containers.
@@ -73,19 +77,18 @@ type Sandbox struct {
 	ending     bool                       // teardown has begun
 	reason     string                     // why, valid with ending
 	shared     bool                       // the guest writes to files of the host
-	warnings   []string                   // what a Create did otherwise than it was asked to
 	remove     bool                       // nothing is to be left, see Remove
 	network    *agentv1.SetNetworkRequest // what the guest is told of its network; nil: loopback only
 	cgroup     *hostcgroup.Group          // what this process has joined; nil: nothing
-	created    chan struct{}              // closed when the Create that was called is through; nil before
-	// cancelCreate makes that Create give up.
-	cancelCreate context.CancelFunc
+	making     map[*making]bool           // the Creates that go on
+	pod        pod                        // what containers that come later share with the first
 }
 
 // New makes a sandbox with no VM yet: the first Create starts it.
 func New(options Options) *Sandbox {
 	return &Sandbox{
-		options: options, config: options.Config, log: options.Log, done: make(chan struct{}), containers: map[string]*container{}, shells: map[string]*process{},
+		options: options, config: options.Config, log: options.Log, done: make(chan struct{}), containers: map[string]*container{},
+		shells: map[string]*process{}, making: map[*making]bool{}, pod: pod{dir: options.Dir},
 	}
 }
 
@@ -100,20 +103,25 @@ func (s *Sandbox) End(reason string) {
 
 // Disown ends a sandbox whose container was not made by the time its maker has gone.
 func (s *Sandbox) Disown(reason string) {
-	s.mu.Lock()
-	made := false
-	for _, c := range s.containers {
+	for _, c := range s.all() {
 		c.mu.Lock()
-		made = made || c.record.Status != state.Creating
+		made := c.record.Status != state.Creating
 		c.mu.Unlock()
+		if made {
+			return
+		}
 	}
-	if !made {
-		s.remove = true
-	}
+	s.mu.Lock()
+	s.remove = true
 	s.mu.Unlock()
-	if !made {
-		s.End(reason)
-	}
+	s.End(reason)
+}
+
+// all are the containers that there are. Nobody waits for one's lock with the sandbox' held.
+func (s *Sandbox) all() []*container {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.containers))
 }
 
 // teardown frees everything, the last made first. Only the first call does; done tells when it is through.
@@ -124,24 +132,20 @@ func (s *Sandbox) teardown(reason string) {
 		return
 	}
 	s.ending, s.reason = true, reason
-	created, cancel := s.created, s.cancelCreate
+	goesOn := maps.Clone(s.making)
 	s.mu.Unlock()
-	if created != nil { // what it still makes must be undone too
-		cancel()
-		<-created
+	for m := range goesOn { // what they still make must be undone too
+		m.cancel()
+		<-m.through
 	}
 	s.mu.Lock()
 	undo := s.undo.Release()
-	containers := make([]*container, 0, len(s.containers))
-	for _, c := range s.containers {
-		containers = append(containers, c)
-	}
 	s.mu.Unlock()
 
 	if err := undo.Clean(); err != nil {
 		s.log.Error("free sandbox", "error", err)
 	}
-	for _, c := range containers {
+	for _, c := range s.all() {
 		c.vmGone(reason)
 	}
 	close(s.done)

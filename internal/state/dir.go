@@ -204,6 +204,32 @@ func (d *Dir) Remove() error {
 	return nil
 }
 
+// retiredMark stands between the id and the owner's pid in the name of a retired directory. No id has it.
+const retiredMark = "@"
+
+// Retire gives the id free and keeps the directory for the owner of a VM that outlives the container it was made for.
+// d is of no use afterwards; what it returns is the same directory, to be removed with the VM.
+func (d *Dir) Retire(owner int) (*Dir, error) {
+	retired := retiredDir(d, owner)
+	if err := os.Rename(d.path, retired.path); err != nil {
+		return nil, fmt.Errorf("retire state of container %q: %w", d.id, err)
+	}
+	return retired, nil
+}
+
+// Retired returns the directory that Retire made of that of container id. Nobody may have.
+func Retired(root, id string, owner int) (*Dir, error) {
+	d, err := at(root, id)
+	if err != nil {
+		return nil, err
+	}
+	return retiredDir(d, owner), nil
+}
+
+func retiredDir(d *Dir, owner int) *Dir {
+	return &Dir{path: d.path + retiredMark + strconv.Itoa(owner), id: d.id, turn: make(chan struct{}, 1)}
+}
+
 // mountBelow returns a mount point of this mount namespace in or below dir, or nothing.
 func mountBelow(dir string) (string, error) {
 	dir, err := filepath.EvalSymlinks(dir)

@@ -16,7 +16,7 @@ import (
 
 // Version of Container's form. Load refuses every other: state does not outlive an upgrade of husk that
 // changes it, because containers do not outlive their owner.
-const Version = 1
+const Version = 2
 
 const (
 	stateFile = "state.json"
@@ -54,6 +54,8 @@ type Container struct {
 	// Owner is the process that owns the container's VM. Whoever creates the container puts itself here
 	// first: a container whose owner is gone, or was never named, counts as stopped.
 	Owner Process `json:"owner"`
+	// Sandbox is the container that Owner's VM was made for, where that is another one.
+	Sandbox string `json:"sandbox,omitempty"`
 	// Host is the process that stands for the container's init on the host; zero without one.
 	Host Process `json:"host"`
 	// Helpers are the monitor, the file service and what else must be gone when the container is.

@@ -142,10 +142,10 @@ func TestLoadRefuses(t *testing.T) {
 	cases := map[string]struct{ content, want string }{
 		"empty":         {"", "unexpected end"},
 		"not JSON":      {"{", "unexpected end"},
-		"no version":    {"{}", "version 0, this husk knows version 1"},
-		"later version": {`{"version":2,"new":[]}`, "version 2, this husk knows version 1"},
-		"unknown field": {`{"version":1,"id":"c","new":1}`, "unknown field"},
-		"foreign id":    {`{"version":1,"id":"d"}`, `that of "d"`},
+		"no version":    {"{}", "version 0, this husk knows version 2"},
+		"later version": {`{"version":3,"new":[]}`, "version 3, this husk knows version 2"},
+		"unknown field": {`{"version":2,"id":"c","new":1}`, "unknown field"},
+		"foreign id":    {`{"version":2,"id":"d"}`, `that of "d"`},
 		"huge":          {strings.Repeat(" ", maxState+1), "more than"},
 	}
 	for name, c := range cases {

@@ -7,9 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
-	"syscall"
 
 	"husk.dev/husk/internal/sys"
 )
@@ -17,22 +15,19 @@ import (
 // ShareTag is the tag of the one virtio-fs share of a VM, the tree of all that it may see.
 const ShareTag = "husk"
 
-const (
-	// maxShares bounds how many names a tree holds at once.
-	maxShares = 4096
-	// maxName is the longest name, in bytes: NAME_MAX.
-	maxName = 255
-)
+// maxShares bounds how many names a tree holds at once.
+const maxShares = 4096
 
 // Tree is a directory of mount points, one for each file or directory of the host that a guest sees. It
 // exists in the mount namespace of the process that made it, and in those copied from it later (the file
 // service's), which see what is added after they were copied.
 type Tree struct {
-	path string
-
-	mu    sync.Mutex
-	dir   *os.File        // the tree's root, guarded by mu; nil once closed
-	names map[string]bool // guarded by mu
+	mu    sync.Mutex // guards the fields below
+	path  string
+	dir   *os.File // the tree's root; nil once closed
+	names map[string]bool
+	lent  map[string]*lent // those of names that Lend gave out
+	next  int              // the last number that Lend gave out for a name
 }
 
 // NewTree makes a tree at dir, which is created. The process must have a mount namespace of its own (it
@@ -61,7 +56,7 @@ func NewTree(dir string) (*Tree, error) {
 		}
 		return nil, fmt.Errorf("make share tree: %w", errors.Join(err, sys.Unmount(dir), os.Remove(dir)))
 	}
-	return &Tree{path: dir, dir: root, names: map[string]bool{}}, nil
+	return &Tree{path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}}, nil
 }
 
 // ownMounts refuses to go on in the mount namespace of the parent process or of the host's init: the
@@ -87,47 +82,14 @@ func ownMounts() error {
 }
 
 // Path is the directory of the tree, for the file service.
-func (t *Tree) Path() string { return t.path }
-
-// AddBind puts the file or directory hostPath, an absolute path without symlinks, into the tree as name.
-// With readOnly nothing can be written through it by anybody, with recursive what is mounted below
-// hostPath now is there too. A name that is taken is an error that matches fs.ErrExist.
-func (t *Tree) AddBind(hostPath, name string, readOnly, recursive bool) error {
-	if err := checkName(name); err != nil {
-		return err
-	}
-	if !filepath.IsAbs(hostPath) {
-		return fmt.Errorf("share %q: %q is not absolute", name, hostPath)
-	}
+func (t *Tree) Path() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch {
-	case t.dir == nil:
-		return fmt.Errorf("share %q: the tree is closed", name)
-	case t.names[name]:
-		return fmt.Errorf("share %q: %w", name, fs.ErrExist)
-	case len(t.names) >= maxShares:
-		return fmt.Errorf("share %q: there are %d shares, no more fit", name, maxShares)
-	}
-	if err := t.bind(hostPath, name, readOnly, recursive); err != nil {
-		return fmt.Errorf("share %s with the guest: %w", hostPath, err)
-	}
-	t.names[name] = true
-	return nil
+	return t.path
 }
 
-// bind mounts hostPath on a mount point that it makes. The flags beside readOnly are about this host:
-// what a guest writes must not run here, nor open a device of the host. The guest applies its own.
-// Preconditions: t.mu is held.
-func (t *Tree) bind(hostPath, name string, readOnly, recursive bool) error {
-	mount, err := sys.CloneMount(hostPath, recursive, sys.MountFlags{ReadOnly: readOnly, NoExec: true, NoDev: true, NoSUID: true})
-	if errors.Is(err, syscall.ELOOP) {
-		return fmt.Errorf("a symlink took the place of a part of the path: %w", err)
-	}
-	if err != nil {
-		return err
-	}
-	defer mount.Close()
+// attach puts a detached mount on a mount point that it makes. Preconditions: t.mu is held.
+func (t *Tree) attach(mount *os.File, name string) error {
 	info, err := mount.Stat()
 	if err != nil {
 		return err
@@ -147,21 +109,6 @@ func (t *Tree) bind(hostPath, name string, readOnly, recursive bool) error {
 	if err := sys.AttachMount(mount, t.dir, name); err != nil {
 		return errors.Join(err, os.Remove(point))
 	}
-	return nil
-}
-
-// Remove takes name out of the tree. Files that the guest has open stay open. A name that is not there
-// is no error.
-func (t *Tree) Remove(name string) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.names[name] || t.dir == nil {
-		return nil
-	}
-	if err := t.remove(name); err != nil {
-		return fmt.Errorf("remove share %q: %w", name, err)
-	}
-	delete(t.names, name)
 	return nil
 }
 
@@ -187,18 +134,11 @@ func (t *Tree) Close() error {
 		errs = append(errs, t.remove(name))
 	}
 	errs = append(errs, t.dir.Close())
-	t.dir, t.names = nil, nil
+	t.dir, t.names, t.lent = nil, nil, nil
 	// Also where a name could not be removed: this detaches all that is left.
 	errs = append(errs, sys.Unmount(t.path), os.Remove(t.path))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove share tree: %w", err)
-	}
-	return nil
-}
-
-func checkName(name string) error {
-	if name == "" || name == "." || name == ".." || len(name) > maxName || strings.ContainsAny(name, "/\x00") {
-		return fmt.Errorf("share name %.64q is not allowed", name)
 	}
 	return nil
 }

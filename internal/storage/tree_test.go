@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,6 +31,26 @@ func newTree(t *testing.T) *Tree {
 	return tree
 }
 
+// lend puts a file into a tree as Lend does.
+func lend(tree *Tree, path string, readOnly, recursive bool) (string, error) {
+	c, err := CopyOf(path, readOnly, recursive)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return tree.Lend(c)
+}
+
+// mustLend is lend where it has to succeed; it returns where the file is in the tree.
+func mustLend(t *testing.T, tree *Tree, path string, readOnly, recursive bool) string {
+	t.Helper()
+	name, err := lend(tree, path, readOnly, recursive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return filepath.Join(tree.Path(), name)
+}
+
 func write(t *testing.T, path, content string) {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
@@ -44,49 +65,52 @@ func holds(t *testing.T, path, want string) {
 	}
 }
 
-func TestAddBind(t *testing.T) {
+func TestLend(t *testing.T) {
 	if !testenv.PrivateMounts(t) {
 		return
 	}
 	tree := newTree(t)
 	src := t.TempDir()
-	write(t, filepath.Join(src, "file"), "content")
+	file := filepath.Join(src, "file")
+	write(t, file, "content")
+	var names []string
 	for _, c := range []struct {
-		name     string
 		path     string
 		readOnly bool
-	}{
-		{"dir", src, false}, {"dir-ro", src, true}, {"file", filepath.Join(src, "file"), false}, {"file-ro", filepath.Join(src, "file"), true},
-	} {
-		if err := tree.AddBind(c.path, c.name, c.readOnly, true); err != nil {
-			t.Fatal(err)
-		}
-		at := filepath.Join(tree.Path(), c.name)
+	}{{src, true}, {src, false}, {file, true}, {file, false}} {
+		at := mustLend(t, tree, c.path, c.readOnly, true)
+		names = append(names, filepath.Base(at))
 		if c.path == src {
 			at = filepath.Join(at, "file")
 		}
 		holds(t, at, "content")
 		err := os.WriteFile(at, []byte("content"), 0)
 		if c.readOnly != errors.Is(err, syscall.EROFS) || !c.readOnly && err != nil {
-			t.Errorf("%s: write: %v", c.name, err)
+			t.Errorf("%s: write: %v", c.path, err)
 		}
 	}
-	if err := tree.AddBind(src, "dir", false, false); !errors.Is(err, fs.ErrExist) {
-		t.Errorf("taken name: %v", err)
+	again := filepath.Base(mustLend(t, tree, src, false, true))
+	if again != names[1] {
+		t.Errorf("the same directory again is %q, want its name %q", again, names[1])
 	}
-	for _, name := range []string{"dir", "file", "file", "none"} {
-		if err := tree.Remove(name); err != nil {
-			t.Errorf("Remove %s: %v", name, err)
+	for i, name := range []string{again, names[0], names[2], names[2], "none"} {
+		if err := tree.Give(name); err != nil {
+			t.Errorf("Give %d: %v", i, err)
 		}
 	}
 	entries, _ := os.ReadDir(tree.Path())
-	if got := fmt.Sprint(entries); strings.Contains(got, "dir/") || len(entries) != 2 {
-		t.Errorf("after Remove the tree holds %v", got)
+	if len(entries) != 2 {
+		t.Errorf("after Give the tree holds %v", entries)
 	}
-	holds(t, filepath.Join(src, "file"), "content")
-	if err := tree.AddBind(src, "dir", false, false); err != nil {
-		t.Errorf("a removed name again: %v", err)
+	holds(t, filepath.Join(tree.Path(), names[1], "file"), "content") // has a user yet
+	if now := filepath.Base(mustLend(t, tree, src, true, false)); slices.Contains(names, now) {
+		t.Errorf("the name %q is used again", now)
 	}
+	// Another file under the path of one that is lent is no user of that one.
+	if err := errors.Join(os.Remove(file), os.WriteFile(file, []byte("other"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	holds(t, mustLend(t, tree, file, false, true), "other")
 }
 
 func TestReadOnlyHoldsForSubmounts(t *testing.T) {
@@ -100,18 +124,14 @@ func TestReadOnlyHoldsForSubmounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(sub, "file"), "below")
-	if err := tree.AddBind(src, "all", true, true); err != nil {
-		t.Fatal(err)
-	}
-	holds(t, filepath.Join(tree.Path(), "all/sub/file"), "below")
-	if err := os.WriteFile(filepath.Join(tree.Path(), "all/sub/file"), nil, 0); !errors.Is(err, syscall.EROFS) {
+	all := mustLend(t, tree, src, true, true)
+	holds(t, filepath.Join(all, "sub/file"), "below")
+	if err := os.WriteFile(filepath.Join(all, "sub/file"), nil, 0); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("write below a read-only share: %v", err)
 	}
 	write(t, filepath.Join(sub, "file"), "still writable on the host")
-	if err := tree.AddBind(src, "top", true, false); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(tree.Path(), "top/sub/file")); !errors.Is(err, fs.ErrNotExist) {
+	top := mustLend(t, tree, src, true, false)
+	if _, err := os.Stat(filepath.Join(top, "sub/file")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a share that is not recursive shows a submount: %v", err)
 	}
 	// What is mounted on the host later must not show, least of all writable.
@@ -120,7 +140,7 @@ func TestReadOnlyHoldsForSubmounts(t *testing.T) {
 		t.Fatal(err)
 	}
 	write(t, filepath.Join(late, "file"), "")
-	if _, err := os.Stat(filepath.Join(tree.Path(), "all/late/file")); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := os.Stat(filepath.Join(all, "late/file")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a later mount of the host shows: %v", err)
 	}
 	if err := errors.Join(sys.Unmount(sub), sys.Unmount(late)); err != nil {
@@ -140,18 +160,16 @@ func TestHostFlags(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(src, "program"), []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := tree.AddBind(src, "dir", false, true); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Open(filepath.Join(tree.Path(), "dir/null")); !errors.Is(err, fs.ErrPermission) {
+	dir := mustLend(t, tree, src, false, true)
+	if _, err := os.Open(filepath.Join(dir, "null")); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("open a device through a share: %v", err)
 	}
-	if err := exec.Command(filepath.Join(tree.Path(), "dir/program")).Run(); !errors.Is(err, fs.ErrPermission) {
+	if err := exec.Command(filepath.Join(dir, "program")).Run(); !errors.Is(err, fs.ErrPermission) {
 		t.Errorf("run a program through a share: %v", err)
 	}
 }
 
-func TestAddBindRefuses(t *testing.T) {
+func TestCopyOfRefuses(t *testing.T) {
 	if !testenv.PrivateMounts(t) {
 		return
 	}
@@ -161,12 +179,9 @@ func TestAddBindRefuses(t *testing.T) {
 	if err := os.Symlink("/etc", link); err != nil {
 		t.Fatal(err)
 	}
-	for _, c := range []struct{ path, name string }{
-		{link, "last-part"}, {link + "/ssl", "middle-part"}, {filepath.Join(src, "none"), "missing"}, {"etc", "relative"},
-		{src, ""}, {src, "."}, {src, ".."}, {src, "a/b"}, {src, "../out"}, {src, "a\x00"}, {src, strings.Repeat("a", 256)},
-	} {
-		if err := tree.AddBind(c.path, c.name, false, true); err == nil {
-			t.Errorf("took %q as %q", c.path, c.name)
+	for _, path := range []string{link, link + "/ssl", filepath.Join(src, "none"), "etc", ""} {
+		if _, err := lend(tree, path, false, true); err == nil {
+			t.Errorf("took %q", path)
 		}
 	}
 	if entries, err := os.ReadDir(tree.Path()); err != nil || len(entries) != 0 {
@@ -186,7 +201,7 @@ func TestLaterBindsReachCopies(t *testing.T) {
 	src := t.TempDir()
 	write(t, filepath.Join(src, "file"), "late")
 	// Like the file service: slave, then the tree bound on itself.
-	cmd := exec.Command("/bin/sh", "-c", `mount --make-rslave / && mount --rbind "$0" "$0" && cd "$0" && echo ready && read line && cat dir/file && read line && ls && echo end`, tree.Path())
+	cmd := exec.Command("/bin/sh", "-c", `mount --make-rslave / && mount --rbind "$0" "$0" && cd "$0" && echo ready && read line && cat 1/file && read line && ls && echo end`, tree.Path())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
 	in, err1 := cmd.StdinPipe()
 	out, err2 := cmd.StdoutPipe()
@@ -203,12 +218,10 @@ func TestLaterBindsReachCopies(t *testing.T) {
 		}
 	}
 	expect("ready\n")
-	if err := tree.AddBind(src, "dir", true, true); err != nil {
-		t.Fatal(err)
-	}
+	late := filepath.Base(mustLend(t, tree, src, true, true))
 	fmt.Fprintln(in)
 	expect("late")
-	if err := tree.Remove("dir"); err != nil {
+	if err := tree.Give(late); err != nil {
 		t.Fatal(err)
 	}
 	fmt.Fprintln(in)
@@ -234,9 +247,7 @@ func TestCloseUndoesEverything(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 5 {
-		if err := tree.AddBind(src, fmt.Sprint(i), i%2 == 0, true); err != nil {
-			t.Fatal(err)
-		}
+		mustLend(t, tree, src, i%2 == 0, true)
 	}
 	busy, err := os.Open(filepath.Join(dir, "1/file")) // must not stop Close
 	if err != nil {
@@ -256,7 +267,7 @@ func TestCloseUndoesEverything(t *testing.T) {
 		t.Errorf("the tree is still there: %v", err)
 	}
 	holds(t, filepath.Join(src, "file"), "mine")
-	if err := tree.AddBind(src, "late", false, false); err == nil {
+	if _, err := lend(tree, src, false, false); err == nil {
 		t.Error("added to a closed tree")
 	}
 }

@@ -83,3 +83,28 @@ func PrivateMounts() error {
 	}
 	return nil
 }
+
+// InMountNamespace calls f where the files are those of the mount namespace that path names. It does so on a thread
+// of its own, which no other goroutine ever runs on: f must not hand its work to others.
+func InMountNamespace(path string, f func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("open mount namespace: %w", err)
+	}
+	defer ns.Close()
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+		// A thread that shares its root and directory with others cannot change the namespace they are in.
+		err := unix.Unshare(unix.CLONE_FS)
+		if err == nil {
+			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+		}
+		if err != nil {
+			done <- fmt.Errorf("enter mount namespace %s: %w", path, err)
+			return
+		}
+		done <- f()
+	}()
+	return <-done
+}

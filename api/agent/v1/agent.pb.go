@@ -541,7 +541,8 @@ type CreateContainerRequest struct {
 	// The OCI configuration (config.json), at most 4 MiB with the rest of the message. Sources of bind
 	// mounts are paths of the guest already. root.path is ignored: rootfs says where the root is. A pid, ipc,
 	// uts or user namespace with the path "husk:ID" is that of the guest's container ID; any other path stands
-	// for that of the first container, if one lives. Network is the guest's own, whatever the path.
+	// for that of the first container, if one lives. A network namespace with a path is the guest's own; one
+	// without is new, with loopback only.
 	Spec   []byte  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Rootfs *Rootfs `protobuf:"bytes,3,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
 	// Tags of virtio-fs shares to mount at ShareDir/<tag> where they are not mounted yet.
@@ -551,6 +552,9 @@ type CreateContainerRequest struct {
 	// What linux.seccomp compiles to, in the form that seccomp(2) takes, at most 32 KiB. spec has no
 	// linux.seccomp then.
 	SeccompFilter []byte `protobuf:"bytes,7,opt,name=seccomp_filter,json=seccompFilter,proto3" json:"seccomp_filter,omitempty"`
+	// File systems in memory to mount at MemoryDir/<name> where they are not mounted yet. They go with the last
+	// container that named them.
+	Memory        []*Memory `protobuf:"bytes,8,rep,name=memory,proto3" json:"memory,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -634,6 +638,66 @@ func (x *CreateContainerRequest) GetSeccompFilter() []byte {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetMemory() []*Memory {
+	if x != nil {
+		return x.Memory
+	}
+	return nil
+}
+
+// Memory is a file system in the guest's memory, which containers share.
+type Memory struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`    // at most 36 of [a-zA-Z0-9_.-]
+	Bytes         uint64                 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"` // size; 0: the kernel's default
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Memory) Reset() {
+	*x = Memory{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Memory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Memory) ProtoMessage() {}
+
+func (x *Memory) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Memory.ProtoReflect.Descriptor instead.
+func (*Memory) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Memory) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Memory) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
+}
+
 type CreateContainerResponse struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Pid           uint32                 `protobuf:"varint,1,opt,name=pid,proto3" json:"pid,omitempty"` // in the guest's PID namespace
@@ -643,7 +707,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +719,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +732,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -693,7 +757,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +769,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +782,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -756,7 +820,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +832,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +845,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Disk) GetSerial() string {
@@ -840,7 +904,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -852,7 +916,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -865,7 +929,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -919,7 +983,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -931,7 +995,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -944,7 +1008,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -966,7 +1030,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -978,7 +1042,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -991,7 +1055,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1031,7 +1095,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1107,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1120,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1079,7 +1143,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1091,7 +1155,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1104,7 +1168,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -1147,7 +1211,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1223,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1236,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1215,7 +1279,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1227,7 +1291,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1240,7 +1304,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1281,7 +1345,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1357,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1370,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1336,7 +1400,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1348,7 +1412,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1361,7 +1425,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1407,7 +1471,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1419,7 +1483,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1432,7 +1496,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1494,7 +1558,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1506,7 +1570,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1519,7 +1583,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1581,7 +1645,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1593,7 +1657,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1606,7 +1670,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1638,7 +1702,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1650,7 +1714,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1663,7 +1727,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1717,7 +1781,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1729,7 +1793,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1742,7 +1806,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1767,7 +1831,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1779,7 +1843,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1792,7 +1856,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1859,7 +1923,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +1935,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +1948,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Event) GetContainer() string {
@@ -1952,7 +2016,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1964,7 +2028,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1977,7 +2041,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2002,7 +2066,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2014,7 +2078,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2027,7 +2091,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2075,7 +2139,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06no_arp\x18\b \x01(\bR\x05noArp\x12\x19\n" +
 	"\bipv6_off\x18\t \x01(\bR\aipv6Off\x12\"\n" +
 	"\rno_link_local\x18\n" +
-	" \x01(\bR\vnoLinkLocal\"\xec\x01\n" +
+	" \x01(\bR\vnoLinkLocal\"\x9b\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2083,7 +2147,11 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06shares\x18\x04 \x03(\tR\x06shares\x12*\n" +
 	"\x05stdio\x18\x05 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x14\n" +
 	"\x05start\x18\x06 \x01(\bR\x05start\x12%\n" +
-	"\x0eseccomp_filter\x18\a \x01(\fR\rseccompFilter\"+\n" +
+	"\x0eseccomp_filter\x18\a \x01(\fR\rseccompFilter\x12-\n" +
+	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\"2\n" +
+	"\x06Memory\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
 	"\x03pid\x18\x01 \x01(\rR\x03pid\"r\n" +
 	"\x06Rootfs\x12\x12\n" +
@@ -2225,7 +2293,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2235,86 +2303,88 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*SetNetworkRequest)(nil),       // 5: husk.agent.v1.SetNetworkRequest
 	(*Interface)(nil),               // 6: husk.agent.v1.Interface
 	(*CreateContainerRequest)(nil),  // 7: husk.agent.v1.CreateContainerRequest
-	(*CreateContainerResponse)(nil), // 8: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 9: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 10: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 11: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 12: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 13: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 14: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 15: husk.agent.v1.ShellRequest
-	(*SignalRequest)(nil),           // 16: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 17: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 18: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 19: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 20: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 21: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 22: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 23: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 24: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 25: husk.agent.v1.Process
-	(*Event)(nil),                   // 26: husk.agent.v1.Event
-	(*Exit)(nil),                    // 27: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 28: husk.agent.v1.OOM
-	nil,                             // 29: husk.agent.v1.MemoryStats.StatEntry
+	(*Memory)(nil),                  // 8: husk.agent.v1.Memory
+	(*CreateContainerResponse)(nil), // 9: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 10: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 11: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 12: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 13: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 14: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 15: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 16: husk.agent.v1.ShellRequest
+	(*SignalRequest)(nil),           // 17: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 18: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 19: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 20: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 21: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 22: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 23: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 24: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 25: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 26: husk.agent.v1.Process
+	(*Event)(nil),                   // 27: husk.agent.v1.Event
+	(*Exit)(nil),                    // 28: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 29: husk.agent.v1.OOM
+	nil,                             // 30: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	6,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
-	9,  // 1: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	11, // 2: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	10, // 3: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	10, // 4: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	11, // 5: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	11, // 6: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	20, // 7: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	21, // 8: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	22, // 9: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	23, // 10: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	29, // 11: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	25, // 12: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	27, // 13: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	28, // 14: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 15: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 16: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	7,  // 17: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	12, // 18: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	12, // 19: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	13, // 20: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	16, // 21: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	17, // 22: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	12, // 23: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	12, // 24: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	18, // 25: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	12, // 26: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	12, // 27: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 28: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	15, // 29: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	5,  // 30: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	0,  // 31: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 32: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 33: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 34: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	8,  // 35: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 36: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 37: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	14, // 38: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 39: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 40: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 41: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 42: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 43: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	19, // 44: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	24, // 45: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	26, // 46: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	14, // 47: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 48: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 49: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 50: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	33, // [33:51] is the sub-list for method output_type
-	15, // [15:33] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	10, // 1: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	12, // 2: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	8,  // 3: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
+	11, // 4: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	11, // 5: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	12, // 6: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	12, // 7: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	21, // 8: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	22, // 9: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	23, // 10: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	24, // 11: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	30, // 12: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	26, // 13: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	28, // 14: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	29, // 15: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	1,  // 16: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 17: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	7,  // 18: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	13, // 19: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	13, // 20: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	14, // 21: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	17, // 22: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	18, // 23: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	13, // 24: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	13, // 25: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	19, // 26: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	13, // 27: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	13, // 28: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 29: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	16, // 30: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	5,  // 31: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	0,  // 32: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 33: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 34: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 35: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	9,  // 36: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 37: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 38: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	15, // 39: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 40: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 41: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 42: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 43: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 44: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	20, // 45: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	25, // 46: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	27, // 47: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	15, // 48: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 49: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 50: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 51: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	34, // [34:52] is the sub-list for method output_type
+	16, // [16:34] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2322,8 +2392,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[10].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[26].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2333,7 +2403,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -16,6 +16,8 @@ const (
 const (
 	// ShareDir holds one directory for each virtio-fs share, named by its tag.
 	ShareDir = "/run/husk/share"
+	// MemoryDir holds the file systems in memory that containers share.
+	MemoryDir = "/run/husk/memory"
 )
 
 // Rested is the line on the console by which the agent says that the guest may be saved.

@@ -116,6 +116,7 @@ type CreateRequest struct {
 	Start         bool                   `protobuf:"varint,6,opt,name=start,proto3" json:"start,omitempty"`                             // run it at once
 	HostPid       uint32                 `protobuf:"varint,7,opt,name=host_pid,json=hostPid,proto3" json:"host_pid,omitempty"`          // the process that stands for the container on the host
 	AutoRemove    bool                   `protobuf:"varint,8,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"` // remove the container's state and disk once it has ended
+	CallerPid     uint32                 `protobuf:"varint,9,opt,name=caller_pid,json=callerPid,proto3" json:"caller_pid,omitempty"`    // the client, whose mount namespace has the files that bundle and spec name
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -204,6 +205,13 @@ func (x *CreateRequest) GetAutoRemove() bool {
 		return x.AutoRemove
 	}
 	return false
+}
+
+func (x *CreateRequest) GetCallerPid() uint32 {
+	if x != nil {
+		return x.CallerPid
+	}
+	return 0
 }
 
 // Image is a root from husk's own store.
@@ -1155,6 +1163,50 @@ func (x *DeleteRequest) GetForce() bool {
 	return false
 }
 
+type DeleteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Lives         bool                   `protobuf:"varint,1,opt,name=lives,proto3" json:"lives,omitempty"` // the VM does, for other containers
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteResponse) Reset() {
+	*x = DeleteResponse{}
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteResponse) ProtoMessage() {}
+
+func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
+func (*DeleteResponse) Descriptor() ([]byte, []int) {
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *DeleteResponse) GetLives() bool {
+	if x != nil {
+		return x.Lives
+	}
+	return false
+}
+
 var File_api_control_v1_control_proto protoreflect.FileDescriptor
 
 const file_api_control_v1_control_proto_rawDesc = "" +
@@ -1162,7 +1214,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x1capi/control/v1/control.proto\x12\x0fhusk.control.v1\"\a\n" +
 	"\x05Empty\"\"\n" +
 	"\x10ContainerRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xf9\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x98\x02\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x12\n" +
@@ -1172,7 +1224,9 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x05start\x18\x06 \x01(\bR\x05start\x12\x19\n" +
 	"\bhost_pid\x18\a \x01(\rR\ahostPid\x12\x1f\n" +
 	"\vauto_remove\x18\b \x01(\bR\n" +
-	"autoRemove\"F\n" +
+	"autoRemove\x12\x1d\n" +
+	"\n" +
+	"caller_pid\x18\t \x01(\rR\tcallerPid\"F\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06layers\x18\x01 \x03(\tR\x06layers\x12%\n" +
 	"\x0ewritable_bytes\x18\x02 \x01(\x04R\rwritableBytes\"y\n" +
@@ -1234,7 +1288,9 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x0ftime_unix_nanos\x18\x03 \x01(\x03R\rtimeUnixNanos\"5\n" +
 	"\rDeleteRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
-	"\x05force\x18\x02 \x01(\bR\x05force2\x9d\b\n" +
+	"\x05force\x18\x02 \x01(\bR\x05force\"&\n" +
+	"\x0eDeleteResponse\x12\x14\n" +
+	"\x05lives\x18\x01 \x01(\bR\x05lives2\xa6\b\n" +
 	"\aControl\x12I\n" +
 	"\x06Create\x12\x1e.husk.control.v1.CreateRequest\x1a\x1f.husk.control.v1.CreateResponse\x12B\n" +
 	"\x05Start\x12!.husk.control.v1.ContainerRequest\x1a\x16.husk.control.v1.Empty\x12J\n" +
@@ -1249,8 +1305,8 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x05Stats\x12!.husk.control.v1.ContainerRequest\x1a\x18.husk.control.v1.Encoded\x12H\n" +
 	"\tProcesses\x12!.husk.control.v1.ContainerRequest\x1a\x18.husk.control.v1.Encoded\x12E\n" +
 	"\x06Events\x12!.husk.control.v1.ContainerRequest\x1a\x16.husk.control.v1.Event0\x01\x12E\n" +
-	"\x05Shell\x12\x1d.husk.control.v1.ShellRequest\x1a\x1d.husk.control.v1.ExecResponse\x12@\n" +
-	"\x06Delete\x12\x1e.husk.control.v1.DeleteRequest\x1a\x16.husk.control.v1.EmptyB(Z&husk.dev/husk/api/control/v1;controlv1b\x06proto3"
+	"\x05Shell\x12\x1d.husk.control.v1.ShellRequest\x1a\x1d.husk.control.v1.ExecResponse\x12I\n" +
+	"\x06Delete\x12\x1e.husk.control.v1.DeleteRequest\x1a\x1f.husk.control.v1.DeleteResponseB(Z&husk.dev/husk/api/control/v1;controlv1b\x06proto3"
 
 var (
 	file_api_control_v1_control_proto_rawDescOnce sync.Once
@@ -1264,7 +1320,7 @@ func file_api_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_api_control_v1_control_proto_rawDescData
 }
 
-var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_api_control_v1_control_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: husk.control.v1.Empty
 	(*ContainerRequest)(nil), // 1: husk.control.v1.ContainerRequest
@@ -1285,6 +1341,7 @@ var file_api_control_v1_control_proto_goTypes = []any{
 	(*Encoded)(nil),          // 16: husk.control.v1.Encoded
 	(*Event)(nil),            // 17: husk.control.v1.Event
 	(*DeleteRequest)(nil),    // 18: husk.control.v1.DeleteRequest
+	(*DeleteResponse)(nil),   // 19: husk.control.v1.DeleteResponse
 }
 var file_api_control_v1_control_proto_depIdxs = []int32{
 	3,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
@@ -1322,7 +1379,7 @@ var file_api_control_v1_control_proto_depIdxs = []int32{
 	16, // 32: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
 	17, // 33: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
 	11, // 34: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
-	0,  // 35: husk.control.v1.Control.Delete:output_type -> husk.control.v1.Empty
+	19, // 35: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
 	21, // [21:36] is the sub-list for method output_type
 	6,  // [6:21] is the sub-list for method input_type
 	6,  // [6:6] is the sub-list for extension type_name
@@ -1341,7 +1398,7 @@ func file_api_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_control_v1_control_proto_rawDesc), len(file_api_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

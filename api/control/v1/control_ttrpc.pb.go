@@ -22,7 +22,7 @@ type ControlService interface {
 	Processes(context.Context, *ContainerRequest) (*Encoded, error)
 	Events(context.Context, *ContainerRequest, Control_EventsServer) error
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
-	Delete(context.Context, *DeleteRequest) (*Empty, error)
+	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 }
 
 type Control_EventsServer interface {
@@ -171,7 +171,7 @@ type ControlClient interface {
 	Processes(context.Context, *ContainerRequest) (*Encoded, error)
 	Events(context.Context, *ContainerRequest) (Control_EventsClient, error)
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
-	Delete(context.Context, *DeleteRequest) (*Empty, error)
+	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 }
 
 type controlClient struct {
@@ -317,8 +317,8 @@ func (c *controlClient) Shell(ctx context.Context, req *ShellRequest) (*ExecResp
 	return &resp, nil
 }
 
-func (c *controlClient) Delete(ctx context.Context, req *DeleteRequest) (*Empty, error) {
-	var resp Empty
+func (c *controlClient) Delete(ctx context.Context, req *DeleteRequest) (*DeleteResponse, error) {
+	var resp DeleteResponse
 	if err := c.client.Call(ctx, "husk.control.v1.Control", "Delete", req, &resp); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/cleanup"
@@ -28,20 +29,22 @@ const maxTag = 36
 
 // Table knows what is mounted for containers, below one directory.
 type Table struct {
-	dir   string // where disks and overlays are mounted, in short names
-	share string // where shares are
+	dir    string // where disks and overlays are mounted, in short names
+	share  string // where shares are
+	memory string // where file systems in memory are
 
 	mu sync.Mutex
 	// next numbers the directories, shares are the tags mounted, writable the file systems that hold
-	// data which Sync must write. Guarded by mu.
+	// data which Sync must write, users how many containers have a file system in memory. Guarded by mu.
 	next     int
 	shares   map[string]bool
 	writable map[string]bool
+	users    map[string]int
 }
 
-// NewTable makes an empty table that mounts below dir, and shares below share.
-func NewTable(dir, share string) *Table {
-	return &Table{dir: dir, share: share, shares: map[string]bool{}, writable: map[string]bool{}}
+// NewTable makes an empty table that mounts below dir, shares below share, and file systems in memory below memory.
+func NewTable(dir, share, memory string) *Table {
+	return &Table{dir: dir, share: share, memory: memory, shares: map[string]bool{}, writable: map[string]bool{}, users: map[string]int{}}
 }
 
 // Shares mounts the virtio-fs shares with these tags that are not mounted yet. They stay mounted: other
@@ -142,8 +145,17 @@ func (t *Table) directory(path string) (*Root, error) {
 	if !st.IsDir() {
 		return nil, fmt.Errorf("root %s is not a directory: %w", path, ErrInvalid)
 	}
-	return &Root{Path: path, undo: &cleanup.Stack{}}, nil
+	root := &Root{Path: path, undo: &cleanup.Stack{}}
+	if onShare(path) && mountPoint(path) {
+		root.undo.Add(func() error { time.AfterFunc(shareGrace, func() { _ = unmount(path) }); return nil })
+	}
+	return root, nil
 }
+
+// shareGrace is how long the agent keeps a container's root from a share when the container is gone. Unmounted at
+// last, so that the host frees what it holds for it, but not while reads of it may be under way: see holdMounts in
+// the agent.
+const shareGrace = 2 * time.Second
 
 // upper makes the writable layer: a disk, or guest memory. It returns where it is mounted, with the
 // directories upper and work in it.
@@ -196,6 +208,15 @@ func (t *Table) overlay(lowers []string, upper string, undo *cleanup.Stack) (str
 	}
 	undo.Add(func() error { return unmount(dir) })
 	return dir, nil
+}
+
+// fuseMagic is statfs(2)'s number of FUSE, which virtio-fs is one of (linux/magic.h).
+const fuseMagic = 0x65735546
+
+// onShare tells whether path lies on a share of the host's.
+func onShare(path string) bool {
+	var st syscall.Statfs_t
+	return syscall.Statfs(path, &st) == nil && uint32(st.Type) == fuseMagic
 }
 
 // mountPoint tells whether another file system is mounted on dir.

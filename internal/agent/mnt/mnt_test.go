@@ -36,7 +36,7 @@ func TestAssembleRefuses(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(share, "file"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	table := NewTable(t.TempDir(), share)
+	table := NewTable(t.TempDir(), share, t.TempDir())
 	ok := &agentv1.Disk{Serial: "a", Filesystem: "erofs"}
 	many := uint32(1 << 20)
 	for name, root := range map[string]*agentv1.Rootfs{
@@ -78,7 +78,7 @@ func mkdir(t *testing.T, parent, name string) string {
 }
 
 func TestShareTags(t *testing.T) {
-	table := NewTable(t.TempDir(), t.TempDir())
+	table := NewTable(t.TempDir(), t.TempDir(), t.TempDir())
 	for _, tag := range []string{"", ".", "..", "a/b", "-a", "a b", "0123456789012345678901234567890123456"} {
 		if err := table.Shares([]string{tag}); !errors.Is(err, ErrInvalid) {
 			t.Errorf("%q: %v, want ErrInvalid", tag, err)

@@ -52,8 +52,8 @@ func (o object) set(name string, value any) error {
 	return nil
 }
 
-// network is the guest's own network namespace, which every container has. It is joined where one was asked
-// for, not left out: without one the container runner refuses to set network sysctls.
+// network is the guest's own network namespace, which containers have that do not ask for a new one. It is joined
+// where one was asked for, not left out: without one the container runner refuses to set network sysctls.
 const network = "/proc/1/ns/net"
 
 // Rewrite returns the configuration with the changes made: the guest's root, cgroup and network, no
@@ -194,7 +194,7 @@ func keepNamespaces(all []object, c Changes) ([]object, error) {
 // join returns the path of the namespace of the guest that stands for one of the host, "" for a new one.
 func join(kind, path string, c Changes) (string, error) {
 	switch {
-	case kind == "network":
+	case kind == "network" && path != "":
 		return network, nil
 	case path == "" || !joinable[kind]:
 		return "", nil

@@ -293,16 +293,22 @@ func TestSeesLaterShares(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(src, "file"), []byte("late"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := tree.AddBind(src, "late", true, true); err != nil {
+	late, err := storage.CopyOf(src, true, true)
+	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := os.ReadFile(root + "/late/file"); err != nil || string(got) != "late" {
+	defer late.Close()
+	name, err := tree.Lend(late)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(root + "/" + name + "/file"); err != nil || string(got) != "late" {
 		t.Errorf("the server sees %q, %v", got, err)
 	}
-	if err := os.WriteFile(root+"/late/file", nil, 0); !errors.Is(err, syscall.EROFS) {
+	if err := os.WriteFile(root+"/"+name+"/file", nil, 0); !errors.Is(err, syscall.EROFS) {
 		t.Errorf("write through the server's read-only mount: %v", err)
 	}
-	if err := tree.Remove("late"); err != nil {
+	if err := tree.Give(name); err != nil {
 		t.Fatal(err)
 	}
 	if entries, err := os.ReadDir(root); err != nil || len(entries) != 0 {

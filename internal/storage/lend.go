@@ -1,0 +1,114 @@
+package storage
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"syscall"
+
+	"husk.dev/husk/internal/sys"
+)
+
+// lent is one name of a tree that Lend gave out.
+type lent struct {
+	hostPath  string
+	file      os.FileInfo // of hostPath when it was lent
+	readOnly  bool
+	recursive bool
+	users     int
+}
+
+// serves tells whether what is lent already is what another request asks for. Containers that share a file of
+// the host must see it by one name: the guest keeps caches and locks for each name apart.
+func (l *lent) serves(c *Copy, file os.FileInfo) bool {
+	return l.hostPath == c.hostPath && os.SameFile(l.file, file) && l.recursive == c.recursive && (l.readOnly == c.readOnly || c.readOnly)
+}
+
+// Copy is a file of the host, with what is mounted on it, that is to be put into a tree.
+type Copy struct {
+	mount     *os.File
+	hostPath  string
+	readOnly  bool
+	recursive bool
+}
+
+// CopyOf takes hold of the file or directory hostPath, an absolute path without symlinks, as this thread's mount
+// namespace has it. With readOnly nothing can be written through it by anybody, with recursive what is mounted below
+// hostPath now is part of it. Close frees it.
+func CopyOf(hostPath string, readOnly, recursive bool) (*Copy, error) {
+	if !filepath.IsAbs(hostPath) {
+		return nil, fmt.Errorf("share %q with the guest: the path is not absolute", hostPath)
+	}
+	// The flags beside readOnly are about this host: what a guest writes must not run here, nor open a device of
+	// the host. The guest applies its own.
+	mount, err := sys.CloneMount(hostPath, recursive, sys.MountFlags{ReadOnly: readOnly, NoExec: true, NoDev: true, NoSUID: true})
+	if errors.Is(err, syscall.ELOOP) {
+		err = fmt.Errorf("a symlink took the place of a part of the path: %w", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("share %s with the guest: %w", hostPath, err)
+	}
+	return &Copy{mount: mount, hostPath: hostPath, readOnly: readOnly, recursive: recursive}, nil
+}
+
+// Close frees what was not put into a tree; what was stays there.
+func (c *Copy) Close() error { return c.mount.Close() }
+
+// Lend puts c into the tree and returns the name that it has there: that of an earlier Lend of the same file, which
+// may be writable where c is not, or one that the tree has never had. Give undoes it.
+func (t *Tree) Lend(c *Copy) (name string, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.dir == nil {
+		return "", fmt.Errorf("share %s with the guest: the tree is closed", c.hostPath)
+	}
+	file, err := c.mount.Stat()
+	if err != nil {
+		return "", fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
+	}
+	for name, l := range t.lent {
+		if l.serves(c, file) {
+			l.users++
+			return name, nil
+		}
+	}
+	if len(t.names) >= maxShares {
+		return "", fmt.Errorf("share %s with the guest: there are %d shares, no more fit", c.hostPath, maxShares)
+	}
+	t.next++
+	name = strconv.Itoa(t.next)
+	if err := t.attach(c.mount, name); err != nil {
+		return "", fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
+	}
+	t.names[name] = true
+	t.lent[name] = &lent{hostPath: c.hostPath, file: file, readOnly: c.readOnly, recursive: c.recursive, users: 1}
+	return name, nil
+}
+
+// Give takes back one Lend of name, and with the last one the name. A name that is not there is no error.
+func (t *Tree) Give(name string) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.lent[name]
+	if l == nil || t.dir == nil {
+		return nil
+	}
+	if l.users--; l.users > 0 {
+		return nil
+	}
+	delete(t.lent, name)
+	if err := t.remove(name); err != nil {
+		return fmt.Errorf("remove share %q: %w", name, err)
+	}
+	delete(t.names, name)
+	return nil
+}
+
+// Move tells the tree that the directory it was made at is now at path: somebody renamed one above it.
+func (t *Tree) Move(path string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.path = path
+}
