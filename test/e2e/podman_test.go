@@ -47,7 +47,7 @@ var podmanRun = []line{
 		p stop $A >/dev/null; a=$(p wait $A); p start $A >/dev/null; p kill $A >/dev/null; echo $a $(p wait $A); p rm $A >/dev/null`},
 	{"process", `uid=1000\(1000\) gid=2000\(2000\) groups=77,2000\(2000\)
 /tmp b foo 100 200 5000 3072
-tmpfs /t tmpfs rw,nosuid,nodev,relatime,size=1024k,mode=700 0 0
+tmpfs /t tmpfs rw,nosuid,nodev,relatime,size=1024k,mode=700(,inode64)? 0 0
 CapBnd:	0000000000000001
 NoNewPrivs:	1
 Seccomp:	2
