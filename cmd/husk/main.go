@@ -3,6 +3,7 @@ package main
 
 import (
 	"os"
+	"path/filepath"
 
 	"husk.dev/husk/internal/cli"
 	"husk.dev/husk/internal/vmm/all"
@@ -12,5 +13,8 @@ import (
 var version = "dev"
 
 func main() {
+	if filepath.Base(os.Args[0]) == cli.ShimName {
+		os.Exit(cli.Shim(os.Args[1:], version, all.Drivers))
+	}
 	os.Exit(cli.Main(os.Args[1:], version, all.Drivers))
 }

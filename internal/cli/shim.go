@@ -1,0 +1,66 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+
+	"husk.dev/husk/internal/hook"
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/shim"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/vmm"
+)
+
+// ShimName is the name under which husk is containerd's shim.
+const ShimName = shim.Name
+
+// Shim runs husk as containerd's shim with args and returns its exit code.
+func Shim(args []string, version string, drivers map[string]func(string) vmm.Driver) int {
+	program := shim.Program{
+		Version: version, In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		Open: func(file string) (*shim.Host, error) {
+			app := &App{version: version, drivers: drivers, in: os.Stdin, out: os.Stdout, err: os.Stderr, configFile: file}
+			return app.host()
+		},
+	}
+	return program.Main(args)
+}
+
+// host is what the shim needs of husk.
+func (a *App) host() (*shim.Host, error) {
+	a.logFormat = "text"
+	if err := a.setUp(); err != nil {
+		return nil, err
+	}
+	return &shim.Host{
+		Config:  a.config,
+		Sandbox: func(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) { return a.box(dir, log) },
+		Forget:  a.forget,
+	}, nil
+}
+
+// forget removes a container whose owner is gone.
+func (a *App) forget(ctx context.Context, dir *state.Dir) error {
+	record, err := dir.Load()
+	if errors.Is(err, fs.ErrNotExist) { // its creation was cut short before the first save
+		return dir.Remove()
+	}
+	if err != nil {
+		return err
+	}
+	waitOwnerGone(record)
+	if err := a.clear(dir.ID(), record); err != nil {
+		return err
+	}
+	if err := dir.Remove(); err != nil {
+		return err
+	}
+	record.Status = state.Stopped
+	if err := hook.RunAll(ctx, "poststop", record.Poststop, ociState(record)); err != nil {
+		a.warn("%v", err)
+	}
+	return nil
+}

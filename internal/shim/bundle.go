@@ -1,0 +1,134 @@
+package shim
+
+import (
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/state"
+)
+
+// Files that the shim keeps in a bundle.
+const (
+	noteFile    = "husk.json"   // where the container's state is, see note
+	optionsFile = "husk.toml"   // a configuration that came as text
+	addressFile = "address"     // where the shim is found by containerd 1.6
+	logFile     = "log"         // containerd's fifo
+	configFile  = "config.json" // the container's configuration
+	rootfsDir   = "rootfs"      // where the container's root is mounted
+	socketDir   = "/run/containerd/s"
+	unixScheme  = "unix://"
+)
+
+// stateID is the name of a container's state among those of all namespaces, "" where it cannot have one.
+func stateID(namespace, id string) string {
+	name := namespace + "." + id
+	if len(name) > maxStateID {
+		name = fmt.Sprintf("%.32s.%x", namespace, sha256.Sum256([]byte(name)))
+	}
+	if state.CheckID(id) != nil || state.CheckID(name) != nil {
+		return ""
+	}
+	return name
+}
+
+// maxStateID keeps the paths of sockets in the state directory short enough, in bytes.
+const maxStateID = 80
+
+// note is what the shim leaves in a bundle for the one that cleans up after it.
+type note struct {
+	RunDir string `json:"runDir"` // where the container's state is
+	Config string `json:"config"` // the configuration file, "" for the default one
+}
+
+func (n note) save(bundle string) error {
+	data, err := json.Marshal(n)
+	if err != nil {
+		return fmt.Errorf("encode note: %w", err)
+	}
+	return state.WriteFile(filepath.Join(bundle, noteFile), data, 0o600)
+}
+
+// loadNote reads the note of a bundle; without one the container was never made.
+func loadNote(bundle string) (n note, found bool, err error) {
+	data, err := readFile(filepath.Join(bundle, noteFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return n, false, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(data, &n)
+	}
+	if err != nil {
+		return n, false, fmt.Errorf("read the shim's note of the container: %w", err)
+	}
+	return n, true, nil
+}
+
+// readFile reads a file that containerd has written.
+func readFile(name string) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, ocispec.MaxFile+1))
+	if err == nil && len(data) > ocispec.MaxFile {
+		err = fmt.Errorf("%s: more than %d bytes", name, ocispec.MaxFile)
+	}
+	return data, err
+}
+
+// Annotations by which CRI implementations say what a container is in its pod.
+const (
+	criType       = "io.kubernetes.cri.container-type"
+	criSandbox    = "io.kubernetes.cri.sandbox-id"
+	crioType      = "io.kubernetes.cri-o.ContainerType"
+	crioSandbox   = "io.kubernetes.cri-o.SandboxID"
+	typeSandbox   = "sandbox"
+	typeContainer = "container"
+)
+
+// pod says what the annotations make of a container: in a pod or alone, and the id of the pod's first one.
+func pod(annotations map[string]string) (inPod bool, sandboxID string) {
+	for _, keys := range [][2]string{{criType, criSandbox}, {crioType, crioSandbox}} {
+		switch annotations[keys[0]] {
+		case typeSandbox:
+			return true, ""
+		case typeContainer:
+			return true, annotations[keys[1]]
+		}
+	}
+	return false, ""
+}
+
+// annotations reads those of a bundle's configuration.
+func annotations(bundle string) (map[string]string, error) {
+	data, err := readFile(filepath.Join(bundle, configFile))
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	var spec struct {
+		Annotations map[string]string `json:"annotations"`
+	}
+	if err := json.Unmarshal(data, &spec); err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	return spec.Annotations, nil
+}
+
+// network is the path of the container's network namespace, and whether it has one of its own.
+func network(spec *specs.Spec) (path string, own bool) {
+	ns := ocispec.Namespace(spec, specs.NetworkNamespace)
+	if ns == nil {
+		return "", false
+	}
+	return ns.Path, true
+}

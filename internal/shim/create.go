@@ -1,0 +1,232 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+
+	events "github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
+	"github.com/containerd/containerd/v2/core/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/hook"
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/sys"
+)
+
+// Create implements the Task API: it makes a container, and the virtual machine before the first one.
+func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.CreateTaskResponse, error) {
+	if r.Checkpoint != "" {
+		return nil, status.Error(codes.Unimplemented, "husk cannot restore a container from a checkpoint")
+	}
+	name := stateID(s.namespace, r.ID)
+	if name == "" {
+		return nil, status.Errorf(codes.InvalidArgument, "container %q: not a name that containerd gives", r.ID)
+	}
+	c := &container{id: r.ID, name: name, bundle: r.Bundle, execs: map[string]*process{}}
+	s.mu.Lock()
+	taken := s.containers[r.ID] != nil
+	if !taken {
+		s.containers[r.ID] = c
+	}
+	s.mu.Unlock()
+	if taken {
+		return nil, status.Errorf(codes.AlreadyExists, "container %q exists", r.ID)
+	}
+	init, err := s.make(ctx, c, r)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err != nil {
+		delete(s.containers, r.ID)
+		s.log.Error("create container", "id", r.ID, "error", err)
+		return nil, err
+	}
+	c.init = init
+	s.events.publish(topicCreate, &events.TaskCreate{
+		ContainerID: r.ID, Bundle: r.Bundle, Rootfs: r.Rootfs, Checkpoint: r.Checkpoint, Pid: uint32(init.pid),
+		IO: &events.TaskIO{Stdin: r.Stdin, Stdout: r.Stdout, Stderr: r.Stderr, Terminal: r.Terminal},
+	})
+	go s.follow(s.box, c, init)
+	go s.watchMemory(s.box, c)
+	return &task.CreateTaskResponse{Pid: uint32(init.pid)}, nil
+}
+
+// make makes a container up to where it can be started. When it fails nothing of it is left.
+func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequest) (_ *process, err error) {
+	var undo cleanup.Stack
+	defer func() {
+		if err != nil {
+			if failed := undo.Clean(); failed != nil {
+				s.log.Error("undo the creation of a container", "id", c.id, "error", failed)
+			}
+		}
+	}()
+	host, settings, err := s.open(r.Options, c.bundle)
+	if err != nil {
+		return nil, err
+	}
+	data, err := readFile(filepath.Join(c.bundle, configFile))
+	if err != nil {
+		return nil, fmt.Errorf("read configuration: %w", err)
+	}
+	if c.spec, err = ocispec.Parse(data); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
+	}
+	if err := c.mountRoot(r.Rootfs); err != nil {
+		return nil, err
+	}
+	undo.Add(c.unmountRoot)
+	if err := c.standIn(ctx); err != nil {
+		return nil, err
+	}
+	undo.Add(func() error { c.stand.End(); return nil })
+	if err := (note{RunDir: host.Config.RunDir, Config: settings}).save(c.bundle); err != nil {
+		return nil, err
+	}
+	init := newProcess("", stdio{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	init.pid = c.stand.ID()
+	if init.opened, err = init.stdio.open(); err != nil {
+		return nil, err
+	}
+	undo.Add(func() error { init.opened.closeIn(); return nil })
+	if size := c.spec.Process.ConsoleSize; r.Terminal && size != nil {
+		init.opened.Rows, init.opened.Columns = uint32(size.Height), uint32(size.Width)
+	}
+	return init, s.createIn(ctx, host, c, init)
+}
+
+// open reads the configuration that containerd's options name, the default one where they name none.
+func (s *service) open(options *anypb.Any, bundle string) (host *Host, file string, err error) {
+	if options.GetTypeUrl() == typeURL(&runtimeoptions.Options{}) {
+		var o runtimeoptions.Options
+		if err := proto.Unmarshal(options.Value, &o); err != nil {
+			return nil, "", status.Errorf(codes.InvalidArgument, "read options: %v", err)
+		}
+		file = o.ConfigPath
+		if len(o.ConfigBody) > 0 {
+			file = filepath.Join(bundle, optionsFile)
+			if err := state.WriteFile(file, o.ConfigBody, 0o600); err != nil {
+				return nil, "", fmt.Errorf("save configuration: %w", err)
+			}
+		}
+	} else if options.GetTypeUrl() != "" {
+		s.log.Warn("options of another runtime are left out", "type", options.TypeUrl)
+	}
+	s.mu.Lock()
+	host = s.host
+	s.mu.Unlock()
+	if host != nil { // the virtual machine's
+		return host, file, nil
+	}
+	host, err = s.program.Open(file)
+	return host, file, err
+}
+
+// mountRoot mounts the container's root on the bundle, in the shim's own mount namespace.
+func (c *container) mountRoot(mounts []*types.Mount) error {
+	if len(mounts) == 0 {
+		return nil
+	}
+	rootfs := filepath.Join(c.bundle, rootfsDir)
+	if err := os.Mkdir(rootfs, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("make mount point of root: %w", err)
+	}
+	var all []mount.Mount
+	for _, m := range mounts {
+		all = append(all, mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	if err := mount.All(all, rootfs); err != nil {
+		_ = mount.UnmountRecursive(rootfs, 0) // the error that led here is the one to tell
+		return fmt.Errorf("mount root: %w", err)
+	}
+	c.rootfs = rootfs
+	return nil
+}
+
+func (c *container) unmountRoot() error {
+	if c.rootfs == "" {
+		return nil
+	}
+	if err := sys.Unmount(c.rootfs); err != nil {
+		return err
+	}
+	c.rootfs = ""
+	return nil
+}
+
+// standIn makes what stands for the container on the host and lets the hooks that belong before the
+// container's own code change its network.
+func (c *container) standIn(ctx context.Context) (err error) {
+	path, own := network(c.spec)
+	if !own {
+		path = "/proc/self/ns/net"
+	}
+	if c.stand, err = sys.NewStandIn(path); err != nil {
+		return err
+	}
+	if c.spec.Hooks == nil {
+		return nil
+	}
+	for _, set := range []struct {
+		name  string
+		hooks []specs.Hook
+	}{
+		{"prestart", c.spec.Hooks.Prestart}, //nolint:staticcheck // deprecated, and Docker uses it
+		{"createRuntime", c.spec.Hooks.CreateRuntime},
+		{"createContainer", c.spec.Hooks.CreateContainer},
+	} {
+		if err = hook.Run(ctx, set.name, set.hooks, c.state(specs.StateCreating)); err != nil {
+			break
+		}
+	}
+	if err == nil && own && path == "" {
+		err = c.takeNetwork()
+	}
+	if err != nil {
+		c.stand.End()
+	}
+	return err
+}
+
+// takeNetwork has the container join the network namespace of its stand-in where hooks have put something there.
+func (c *container) takeNetwork() error {
+	names, err := sys.Interfaces(c.stand.Network())
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(names, func(name string) bool { return name != "lo" }) {
+		ocispec.Namespace(c.spec, specs.NetworkNamespace).Path = c.stand.Network()
+	}
+	return nil
+}
+
+// state is the container as the OCI's hooks see it.
+func (c *container) state(status specs.ContainerState) specs.State {
+	st := specs.State{Version: specs.Version, ID: c.id, Status: status, Bundle: c.bundle, Annotations: c.spec.Annotations}
+	if status != specs.StateStopped {
+		st.Pid = c.stand.ID()
+	}
+	return st
+}
+
+// poststart runs the hooks after the start; a failing one is a warning (runtime.md, "Lifecycle").
+func (s *service) poststart(ctx context.Context, c *container) {
+	if c.spec.Hooks == nil {
+		return
+	}
+	if err := hook.RunAll(ctx, "poststart", c.spec.Hooks.Poststart, c.state(specs.StateRunning)); err != nil {
+		s.log.Warn("after the start", "error", err)
+	}
+}

@@ -1,0 +1,36 @@
+package shim
+
+import (
+	"encoding/json"
+	"fmt"
+
+	"github.com/containerd/containerd/api/types"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+
+	"husk.dev/husk/internal/ocispec"
+)
+
+// featuresURL is the type of the OCI's features document in an Any (containerd, typeurl).
+const featuresURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+// printInfo tells containerd what the runtime can do. On stdin are the options that it would be given.
+func (p Program) printInfo() error {
+	data, err := p.readInput()
+	if err != nil {
+		return err
+	}
+	info := &types.RuntimeInfo{Name: Runtime, Version: &types.RuntimeVersion{Version: p.Version}}
+	if len(data) > 0 {
+		info.Options = &anypb.Any{}
+		if err := proto.Unmarshal(data, info.Options); err != nil {
+			return fmt.Errorf("read options: %w", err)
+		}
+	}
+	features, err := json.Marshal(ocispec.Features())
+	if err != nil {
+		return fmt.Errorf("encode features: %w", err)
+	}
+	info.Features = &anypb.Any{TypeUrl: featuresURL, Value: features}
+	return p.print(info)
+}

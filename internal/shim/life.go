@@ -1,0 +1,231 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	events "github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v2"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"husk.dev/husk/internal/hook"
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/state"
+)
+
+// exitWait bounds the wait for the end of a process whose container is deleted.
+const exitWait = 10 * time.Second
+
+// createIn makes the container in the sandbox, and the sandbox for the first one.
+func (s *service) createIn(ctx context.Context, host *Host, c *container, init *process) error {
+	dir, data, err := c.begin(ctx, host)
+	if err != nil {
+		init.opened.Close()
+		return err
+	}
+	request := sandbox.CreateRequest{
+		ID: c.name, Bundle: c.bundle, Spec: data, Stdio: init.opened.Stdio, HostPID: init.pid, AutoRemove: true,
+	}
+	if err := s.createFirst(ctx, host, dir, request); err != nil {
+		return errors.Join(err, dir.Remove())
+	}
+	return nil
+}
+
+// createFirst makes the sandbox and its first container.
+func (s *service) createFirst(ctx context.Context, host *Host, dir *state.Dir, request sandbox.CreateRequest) error {
+	s.making.Lock()
+	defer s.making.Unlock()
+	s.mu.Lock()
+	box := s.box
+	s.mu.Unlock()
+	if box != nil {
+		request.Stdio.Close()
+		return status.Error(codes.FailedPrecondition, "the virtual machine has its container already")
+	}
+	box, err := host.Sandbox(dir, s.log)
+	if err != nil {
+		request.Stdio.Close()
+		return err
+	}
+	if err := box.Create(ctx, request); err != nil {
+		<-box.Done()
+		return errors.Join(err, box.Remove())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.box, s.host = box, host
+	for _, w := range box.Warnings() {
+		s.log.Warn("container", "name", request.ID, "warning", w)
+	}
+	return nil
+}
+
+// begin takes the container's name among those of this machine and saves a first state.
+func (c *container) begin(ctx context.Context, host *Host) (*state.Dir, []byte, error) {
+	data, err := json.Marshal(c.spec)
+	if err != nil {
+		return nil, nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	self, err := state.Self(Name)
+	if err != nil {
+		return nil, nil, err
+	}
+	dir, err := state.Create(host.Config.RunDir, c.name)
+	if err != nil {
+		return nil, nil, err
+	}
+	record := state.Container{
+		Bundle: c.bundle, Rootfs: c.rootfs, Annotations: c.spec.Annotations, Status: state.Creating, Owner: self,
+		Created: time.Now(),
+	}
+	if c.spec.Process != nil {
+		record.Args = c.spec.Process.Args
+	}
+	if c.spec.Hooks != nil {
+		record.Poststop = c.spec.Hooks.Poststop
+	}
+	err = os.WriteFile(dir.Path(configFile), data, 0o600)
+	if err == nil {
+		var unlock func()
+		if unlock, err = dir.Lock(ctx); err == nil {
+			err = dir.Save(record)
+			unlock()
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, dir.Remove())
+	}
+	return dir, data, nil
+}
+
+// watchMemory tells containerd when the guest's kernel kills for want of memory.
+func (s *service) watchMemory(box *sandbox.Sandbox, c *container) {
+	happened, cancel, err := box.Events(c.name)
+	if err != nil {
+		return // it is gone already
+	}
+	defer cancel()
+	for {
+		select {
+		case e := <-happened:
+			if e.Kind == sandbox.OOM {
+				s.events.publish(topicOOM, &events.TaskOOM{ContainerID: c.id})
+			}
+		case <-c.init.exited:
+			return
+		}
+	}
+}
+
+// Delete implements the Task API.
+func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.DeleteResponse, error) {
+	c, p, box, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	state := p.status
+	p.mu.Unlock()
+	if state != tasktypes.Status_STOPPED && state != tasktypes.Status_CREATED {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot delete a process that is %s", state)
+	}
+	if p.id != "" {
+		c.drop(p)
+		return p.deleted(), nil
+	}
+	if err := s.release(ctx, box, c); err != nil {
+		return nil, err
+	}
+	answer := p.deleted()
+	s.events.publish(topicDelete, &events.TaskDelete{
+		ContainerID: c.id, Pid: answer.Pid, ExitStatus: answer.ExitStatus, ExitedAt: answer.ExitedAt,
+	})
+	return answer, nil
+}
+
+func (p *process) deleted() *task.DeleteResponse {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	answer := &task.DeleteResponse{Pid: uint32(p.pid), ExitStatus: p.exit.Status, ExitedAt: timestamppb.Now()}
+	if !p.exit.Time.IsZero() {
+		answer.ExitedAt = timestamppb.New(p.exit.Time)
+	}
+	return answer
+}
+
+// release frees what is the container's, and with the last one the virtual machine.
+func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *container) error {
+	s.making.Lock()
+	defer s.making.Unlock()
+	s.mu.Lock()
+	known, last := s.containers[c.id] == c, len(s.containers) == 1
+	s.mu.Unlock()
+	if !known { // another Delete was faster
+		return status.Errorf(codes.NotFound, "container %q not found", c.id)
+	}
+	if err := box.Delete(ctx, c.name, true); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
+		return err
+	}
+	select { // containerd hears of the end before it hears of the deletion
+	case <-c.init.exited:
+	case <-time.After(exitWait):
+		s.log.Error("no end seen of a container that is deleted", "id", c.id)
+	}
+	var errs []error
+	if last {
+		box.End("its last container was deleted")
+		errs = append(errs, box.Remove())
+	}
+	s.mu.Lock()
+	delete(s.containers, c.id)
+	if last {
+		s.box, s.host = nil, nil
+	}
+	s.mu.Unlock()
+	errs = append(errs, c.unmountRoot())
+	c.stand.End()
+	if c.spec.Hooks != nil {
+		errs = append(errs, hook.RunAll(ctx, "poststop", c.spec.Hooks.Poststop, c.state(specs.StateStopped)))
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.log.Warn("delete container", "id", c.id, "error", err)
+	}
+	return nil
+}
+
+// endAll ends the virtual machine whatever runs in it.
+func (s *service) endAll(reason string) {
+	s.making.Lock()
+	defer s.making.Unlock()
+	s.mu.Lock()
+	box := s.box
+	var all []*container
+	for _, c := range s.containers {
+		if c.init != nil {
+			all = append(all, c)
+		}
+	}
+	s.mu.Unlock()
+	if box == nil {
+		return
+	}
+	box.End(reason)
+	for _, c := range all {
+		select {
+		case <-c.init.exited:
+		case <-time.After(exitWait):
+		}
+	}
+	if err := box.Remove(); err != nil {
+		s.log.Warn("free sandbox", "error", err)
+	}
+}

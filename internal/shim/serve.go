@@ -1,0 +1,180 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	task "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+
+	"husk.dev/husk/internal/sys"
+)
+
+const (
+	// ttrpcEnv names containerd's socket for events.
+	ttrpcEnv = "TTRPC_ADDRESS"
+	// logWait bounds a write to containerd's fifo: without a reader it fills up, and what does not fit is lost.
+	logWait = 100 * time.Millisecond
+	// answerWait bounds the wait for the last answers to be taken.
+	answerWait = 2 * time.Second
+	// orphanWait is how long a shim waits for its first request: containerd makes it at once.
+	orphanWait = 2 * time.Minute
+)
+
+// serve is the shim itself: the owner of the virtual machine.
+func (p Program) serve(a arguments) error {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
+	if err := sys.PrivateMounts(); err != nil {
+		return err
+	}
+	log, err := logger(a.debug)
+	if err != nil {
+		return err
+	}
+	file := os.NewFile(inheritedSocket, "listener")
+	listener, err := net.FileListener(file)
+	file.Close()
+	if err != nil {
+		return fmt.Errorf("take over socket: %w", err)
+	}
+	s := &service{
+		program: p, namespace: a.namespace, id: a.id, log: log, containers: map[string]*container{},
+		events: newPublisher(os.Getenv(ttrpcEnv), a.namespace, log), end: make(chan struct{}), called: make(chan struct{}),
+	}
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
+		ttrpc.WithUnaryServerInterceptor(s.intercept))
+	if err != nil {
+		return fmt.Errorf("make task server: %w", err)
+	}
+	s.register(server)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(context.Background(), listener) }()
+
+	select {
+	case <-s.end:
+	case <-s.orphaned():
+		log.Error("no request has come, ending")
+	case sig := <-signals:
+		s.endAll("the shim got " + sig.String())
+	case err = <-served:
+		s.endAll(fmt.Sprintf("task server failed: %v", err))
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), answerWait)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		log.Warn("stop task server", "error", err)
+	}
+	_ = server.Close()
+	if addr, ok := listener.Addr().(*net.UnixAddr); ok {
+		if err := os.Remove(addr.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
+			log.Warn("remove socket", "error", err)
+		}
+	}
+	return errors.Join(err, s.events.close())
+}
+
+// orphaned is closed when no request has come for long.
+func (s *service) orphaned() <-chan struct{} {
+	orphaned := make(chan struct{})
+	go func() {
+		select {
+		case <-s.called:
+		case <-time.After(orphanWait):
+			close(orphaned)
+		}
+	}()
+	return orphaned
+}
+
+// logger writes to what start has made of standard error: containerd's fifo.
+func logger(debug bool) (*slog.Logger, error) {
+	fd, err := syscall.Dup(int(os.Stderr.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	syscall.CloseOnExec(fd)
+	file, err := sys.Pollable(fd, "log")
+	if err != nil {
+		return nil, err
+	}
+	level := slog.LevelInfo
+	if debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(patient{file}, &slog.HandlerOptions{Level: level})), nil
+}
+
+// patient is a fifo that nobody may read: what cannot be written in time is lost.
+type patient struct{ *os.File }
+
+func (w patient) Write(line []byte) (int, error) {
+	_ = w.SetWriteDeadline(time.Now().Add(logWait)) // a log that is a file has none and does not block
+	_, _ = w.File.Write(line)
+	return len(line), nil
+}
+
+// message is a request in its wire form.
+type message[T any] interface {
+	*T
+}
+
+// method makes a ttrpc method of one of the service's.
+func method[T, R any, P message[T]](f func(context.Context, P) (*R, error)) ttrpc.Method {
+	return func(ctx context.Context, unmarshal func(any) error) (any, error) {
+		var request T
+		if err := unmarshal(&request); err != nil {
+			return nil, err
+		}
+		return f(ctx, &request)
+	}
+}
+
+// register serves the Task API. Versions 2 and 3 have the same messages under two names.
+func (s *service) register(server *ttrpc.Server) {
+	methods := map[string]ttrpc.Method{
+		"State": method(s.State), "Create": method(s.Create), "Start": method(s.Start), "Delete": method(s.Delete),
+		"Pids": method(s.Pids), "Pause": method(s.Pause), "Resume": method(s.Resume),
+		"Checkpoint": method(s.Checkpoint), "Kill": method(s.Kill), "Exec": method(s.Exec),
+		"ResizePty": method(s.ResizePty), "CloseIO": method(s.CloseIO), "Update": method(s.Update),
+		"Wait": method(s.Wait), "Stats": method(s.Stats), "Connect": method(s.Connect), "Shutdown": method(s.Shutdown),
+	}
+	for _, name := range []string{"containerd.task.v2.Task", "containerd.task.v3.Task"} {
+		server.RegisterService(name, &ttrpc.ServiceDesc{Methods: methods})
+	}
+}
+
+// intercept gives every error its class and keeps a shim that is called from being taken for an orphan.
+func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, call ttrpc.Method) (any, error) {
+	s.firstCall.Do(func() { close(s.called) })
+	answer, err := call(ctx, unmarshal)
+	if err != nil {
+		s.log.Debug("call failed", "method", info.FullMethod, "error", err)
+		return nil, failed(err)
+	}
+	return answer, nil
+}
+
+// Shutdown ends the shim once it has no container any more, or at once when that is asked for.
+func (s *service) Shutdown(_ context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
+	s.mu.Lock()
+	idle := len(s.containers) == 0
+	s.mu.Unlock()
+	if !idle && !r.Now {
+		return &emptypb.Empty{}, nil // it serves others of the pod
+	}
+	if !idle {
+		s.endAll("containerd has shut it down")
+	}
+	s.endOnce.Do(func() { close(s.end) })
+	return &emptypb.Empty{}, nil
+}

@@ -1,0 +1,347 @@
+package shim
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync"
+
+	events "github.com/containerd/containerd/api/events"
+	task "github.com/containerd/containerd/api/runtime/task/v2"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/sys"
+)
+
+// service is containerd's Task API for the containers of one sandbox.
+type service struct {
+	program       Program
+	namespace, id string
+	log           *slog.Logger
+	events        *publisher
+
+	firstCall, endOnce sync.Once
+	called             chan struct{} // closed by the first request
+	end                chan struct{} // closed when the shim is to end
+
+	making sync.Mutex // held while a sandbox is made or ended
+
+	mu         sync.Mutex // guards the fields below
+	host       *Host
+	box        *sandbox.Sandbox      // nil before the first container and after the last one
+	containers map[string]*container // by containerd's id
+}
+
+// failed gives an error the class that containerd tells errors apart by.
+func failed(err error) error {
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	code := codes.Unknown
+	switch {
+	case errors.Is(err, sandbox.ErrNotFound):
+		code = codes.NotFound
+	case errors.Is(err, sandbox.ErrState):
+		code = codes.FailedPrecondition
+	}
+	return status.Error(code, err.Error())
+}
+
+// find returns a container that was made, and the sandbox it is in.
+func (s *service) find(id string) (*container, *sandbox.Sandbox, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.containers[id]
+	if c == nil || c.init == nil {
+		return nil, nil, status.Errorf(codes.NotFound, "container %q not found", id)
+	}
+	return c, s.box, nil
+}
+
+// findProcess returns a process of a container.
+func (s *service) findProcess(id, exec string) (*container, *process, *sandbox.Sandbox, error) {
+	c, box, err := s.find(id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	p := c.process(exec)
+	if p == nil {
+		return nil, nil, nil, status.Errorf(codes.NotFound, "process %q of container %q not found", exec, id)
+	}
+	return c, p, box, nil
+}
+
+// State implements the Task API.
+func (s *service) State(_ context.Context, r *task.StateRequest) (*task.StateResponse, error) {
+	c, p, _, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	answer := &task.StateResponse{
+		ID: c.id, Bundle: c.bundle, Pid: uint32(p.pid), Status: p.status, Stdin: p.stdio.in, Stdout: p.stdio.out,
+		Stderr: p.stdio.err, Terminal: p.stdio.terminal, ExecID: p.id,
+	}
+	if p.status == tasktypes.Status_STOPPED {
+		answer.ExitStatus, answer.ExitedAt = p.exit.Status, timestamppb.New(p.exit.Time)
+	}
+	return answer, nil
+}
+
+// Start implements the Task API.
+func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartResponse, error) {
+	c, p, box, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.status != tasktypes.Status_CREATED {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot start a process that is %s", p.status)
+	}
+	if p.id != "" {
+		if err := s.startExec(ctx, c, p, box); err != nil {
+			return nil, err
+		}
+	} else {
+		if err := box.Start(ctx, c.name); err != nil {
+			return nil, err
+		}
+		s.events.publish(topicStart, &events.TaskStart{ContainerID: c.id, Pid: uint32(p.pid)})
+		s.poststart(ctx, c)
+	}
+	p.status = tasktypes.Status_RUNNING
+	return &task.StartResponse{Pid: uint32(p.pid)}, nil
+}
+
+// startExec starts an added process. Preconditions: p.mu is held.
+func (s *service) startExec(ctx context.Context, c *container, p *process, box *sandbox.Sandbox) error {
+	opened, err := p.stdio.open()
+	if err != nil {
+		return err
+	}
+	opened.Rows, opened.Columns = p.rows, p.columns
+	if p.pid, err = box.Exec(ctx, c.name, p.id, *p.spec, opened.Stdio); err != nil {
+		opened.closeIn()
+		return err
+	}
+	p.opened = opened
+	s.events.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: c.id, ExecID: p.id, Pid: uint32(p.pid)})
+	go s.follow(box, c, p)
+	return nil
+}
+
+// follow waits for the end of a process.
+func (s *service) follow(box *sandbox.Sandbox, c *container, p *process) {
+	exit, err := box.Wait(context.Background(), c.name, p.id)
+	if err != nil {
+		exit = sandbox.Exit{Status: killed, Reason: err.Error()}
+	}
+	p.ended(s, c, exit)
+}
+
+// Exec implements the Task API: it notes a process that Start starts.
+func (s *service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.Empty, error) {
+	c, _, err := s.find(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if r.ExecID == "" {
+		return nil, status.Error(codes.InvalidArgument, "the process has no id")
+	}
+	p := newProcess(r.ExecID, stdio{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	p.spec = &specs.Process{}
+	if err := json.Unmarshal(r.Spec.GetValue(), p.spec); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "read process: %v", err)
+	}
+	p.spec.Terminal = r.Terminal
+	if !c.add(p) {
+		return nil, status.Errorf(codes.AlreadyExists, "process %q of container %q exists", r.ExecID, r.ID)
+	}
+	s.events.publish(topicExecAdded, &events.TaskExecAdded{ContainerID: c.id, ExecID: p.id})
+	return &emptypb.Empty{}, nil
+}
+
+// Kill implements the Task API.
+func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty, error) {
+	c, p, box, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	gone := status.Error(codes.NotFound, "process already finished: not found")
+	p.mu.Lock()
+	state := p.status
+	p.mu.Unlock()
+	switch {
+	case state == tasktypes.Status_STOPPED:
+		return nil, gone
+	case p.id != "" && state == tasktypes.Status_CREATED:
+		return nil, status.Errorf(codes.FailedPrecondition, "process %q was not started", p.id)
+	}
+	err = box.Signal(ctx, c.name, p.id, r.Signal, r.All)
+	if err == nil {
+		return &emptypb.Empty{}, nil
+	}
+	if record, stateErr := box.State(c.name); p.stopped() || errors.Is(err, sandbox.ErrNotFound) ||
+		stateErr == nil && errors.Is(err, sandbox.ErrState) && !record.ExitedAt.IsZero() {
+		return nil, gone
+	}
+	return nil, err
+}
+
+// Wait implements the Task API.
+func (s *service) Wait(ctx context.Context, r *task.WaitRequest) (*task.WaitResponse, error) {
+	_, p, _, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.exited:
+		return &task.WaitResponse{ExitStatus: p.exit.Status, ExitedAt: timestamppb.New(p.exit.Time)}, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("wait for container %q: %w", r.ID, ctx.Err())
+	}
+}
+
+// Pids implements the Task API with the processes as the guest numbers them.
+func (s *service) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResponse, error) {
+	c, box, err := s.find(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.init.stopped() {
+		return &task.PidsResponse{}, nil
+	}
+	list, err := box.Processes(ctx, c.name)
+	if err != nil {
+		return nil, err
+	}
+	answer := &task.PidsResponse{}
+	for _, process := range list.Processes {
+		answer.Processes = append(answer.Processes, &tasktypes.ProcessInfo{Pid: process.Pid})
+	}
+	return answer, nil
+}
+
+// Pause implements the Task API.
+func (s *service) Pause(ctx context.Context, r *task.PauseRequest) (*emptypb.Empty, error) {
+	return s.freeze(r.ID, tasktypes.Status_PAUSED, topicPaused, &events.TaskPaused{ContainerID: r.ID},
+		func(box *sandbox.Sandbox, name string) error { return box.Pause(ctx, name) })
+}
+
+// Resume implements the Task API.
+func (s *service) Resume(ctx context.Context, r *task.ResumeRequest) (*emptypb.Empty, error) {
+	return s.freeze(r.ID, tasktypes.Status_RUNNING, topicResumed, &events.TaskResumed{ContainerID: r.ID},
+		func(box *sandbox.Sandbox, name string) error { return box.Resume(ctx, name) })
+}
+
+func (s *service) freeze(id string, to tasktypes.Status, topic string, event proto.Message, do func(*sandbox.Sandbox, string) error) (*emptypb.Empty, error) {
+	c, box, err := s.find(id)
+	if err != nil {
+		return nil, err
+	}
+	c.init.mu.Lock()
+	defer c.init.mu.Unlock()
+	if err := do(box, c.name); err != nil {
+		return nil, err
+	}
+	c.init.status = to
+	s.events.publish(topic, event)
+	return &emptypb.Empty{}, nil
+}
+
+// Checkpoint implements the Task API: there is none of a virtual machine's container.
+func (s *service) Checkpoint(context.Context, *task.CheckpointTaskRequest) (*emptypb.Empty, error) {
+	return nil, status.Error(codes.Unimplemented, "husk cannot checkpoint a container")
+}
+
+// ResizePty implements the Task API.
+func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emptypb.Empty, error) {
+	c, p, box, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	p.rows, p.columns = r.Height, r.Width
+	waits := p.id != "" && p.status == tasktypes.Status_CREATED // Start gives it that size
+	p.mu.Unlock()
+	if waits || p.stopped() {
+		return &emptypb.Empty{}, nil
+	}
+	return &emptypb.Empty{}, box.Resize(ctx, c.name, p.id, r.Height, r.Width)
+}
+
+// CloseIO implements the Task API.
+func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.Empty, error) {
+	_, p, _, err := s.findProcess(r.ID, r.ExecID)
+	if err != nil {
+		return nil, err
+	}
+	if r.Stdin {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.opened != nil {
+			p.opened.closeIn()
+		}
+	}
+	return &emptypb.Empty{}, nil
+}
+
+// Update implements the Task API.
+func (s *service) Update(ctx context.Context, r *task.UpdateTaskRequest) (*emptypb.Empty, error) {
+	c, box, err := s.find(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	var resources specs.LinuxResources
+	if err := json.Unmarshal(r.Resources.GetValue(), &resources); err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "read resources: %v", err)
+	}
+	return &emptypb.Empty{}, box.Update(ctx, c.name, resources)
+}
+
+// Stats implements the Task API.
+func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsResponse, error) {
+	c, box, err := s.find(r.ID)
+	if err != nil {
+		return nil, err
+	}
+	if c.init.stopped() {
+		return nil, status.Errorf(codes.NotFound, "container %q has stopped", r.ID)
+	}
+	stats, err := box.Stats(ctx, c.name)
+	if err != nil {
+		return nil, err
+	}
+	unified, err := sys.UnifiedCgroups()
+	if err != nil {
+		return nil, err
+	}
+	m := metrics(stats, unified)
+	data, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode statistics: %w", err)
+	}
+	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: typeURL(m), Value: data}}, nil
+}
+
+// Connect implements the Task API.
+func (s *service) Connect(_ context.Context, r *task.ConnectRequest) (*task.ConnectResponse, error) {
+	answer := &task.ConnectResponse{ShimPid: uint32(os.Getpid())}
+	if c, _, err := s.find(r.ID); err == nil {
+		answer.TaskPid = uint32(c.init.pid)
+	}
+	return answer, nil
+}
