@@ -21,6 +21,8 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unkn
 LDFLAGS := -s -w -buildid=
 
 PROGRAMS := $(filter-out husk-agent,$(notdir $(wildcard cmd/*)))
+# husk itself under another name: what is in memory of one program is there once.
+SHIM := containerd-shim-husk-v2
 AGENT := build/husk-agent
 GUEST := build/lib/husk/guest
 
@@ -44,6 +46,7 @@ build: ## build husk's programs into build/bin
 	@for p in $(PROGRAMS); do \
 		$(GO) build -trimpath -ldflags "$(LDFLAGS) -X main.version=$(VERSION)" -o "build/bin/$$p" "./cmd/$$p"; \
 	done
+	@ln -sf husk build/bin/$(SHIM)
 
 # The agent does not carry the name of a commit: its content is what the guest image is cached by, so a
 # commit that leaves the agent alone leaves the image, and VMs saved from it, alone.
@@ -93,7 +96,8 @@ generate: ## generate the protocols' code from their .proto files
 install: ## install what was built below PREFIX (/usr/local)
 	@test -f $(GUEST)/guest.json || { echo "install: nothing built yet: make build image" >&2; exit 1; }
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/lib/husk/guest"
-	install -m 755 build/bin/* "$(DESTDIR)$(PREFIX)/bin/"
+	install -m 755 $(PROGRAMS:%=build/bin/%) "$(DESTDIR)$(PREFIX)/bin/"
+	ln -sf husk "$(DESTDIR)$(PREFIX)/bin/$(SHIM)"
 	rm -f "$(DESTDIR)$(PREFIX)"/lib/husk/guest/*
 	install -m 644 $(GUEST)/* "$(DESTDIR)$(PREFIX)/lib/husk/guest/"
 	[ ! -f $(GUEST)/seccomp-filter ] || chmod 755 "$(DESTDIR)$(PREFIX)/lib/husk/guest/seccomp-filter"

@@ -100,7 +100,7 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 	if init.opened, err = init.stdio.open(); err != nil {
 		return nil, err
 	}
-	undo.Add(func() error { init.opened.closeIn(); return nil })
+	undo.Add(func() error { init.opened.end(); return nil })
 	if size := c.spec.Process.ConsoleSize; r.Terminal && size != nil {
 		init.opened.Rows, init.opened.Columns = uint32(size.Height), uint32(size.Width)
 	}

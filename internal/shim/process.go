@@ -91,7 +91,7 @@ func (p *process) ended(s *service, c *container, exit sandbox.Exit) {
 	defer p.mu.Unlock()
 	p.exit, p.status = exit, tasktypes.Status_STOPPED
 	if p.opened != nil {
-		p.opened.closeIn()
+		p.opened.end()
 	}
 	id := p.id
 	if id == "" {

@@ -116,6 +116,9 @@ func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 			return nil, err
 		}
 	} else {
+		if err := p.opened.feedIn(p.stdio.in); err != nil {
+			return nil, err
+		}
 		if err := box.Start(ctx, c.name); err != nil {
 			return nil, err
 		}
@@ -134,10 +137,13 @@ func (s *service) startExec(ctx context.Context, c *container, p *process, box *
 	}
 	opened.Rows, opened.Columns = p.rows, p.columns
 	if p.pid, err = box.Exec(ctx, c.name, p.id, *p.spec, opened.Stdio); err != nil {
-		opened.closeIn()
+		opened.end()
 		return err
 	}
 	p.opened = opened
+	if err := opened.feedIn(p.stdio.in); err != nil {
+		s.log.Warn("the process gets no input", "container", c.id, "process", p.id, "error", err)
+	}
 	s.events.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: c.id, ExecID: p.id, Pid: uint32(p.pid)})
 	go s.follow(box, c, p)
 	return nil

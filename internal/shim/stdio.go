@@ -1,7 +1,6 @@
 package shim
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -23,26 +22,29 @@ type stdio struct {
 // opened is a stdio whose files are open.
 type opened struct {
 	sandbox.Stdio
-	// keep keeps standard input from ending with the client that writes to it: that is for CloseIO to say.
-	keep *os.File
-	once sync.Once
+	feed *os.File // the other end of In, of feedIn once that was called
+
+	mu     sync.Mutex // guards the fields below
+	fifo   *os.File   // where input comes from
+	keep   *os.File   // keeps it from ending with the client that writes to it: that is for CloseIO to say
+	closed bool       // CloseIO was called
 }
 
-// open opens the files. The process, once it has them, closes them at its end.
+// open opens what the process gets. The process, once it has them, closes the files at its end.
+//
+// The fifo of standard input is not opened before feedIn: clients may write to it, come to the end of what
+// they have and forget it, before containerd lets them close it (ctr does).
 func (s stdio) open() (_ *opened, err error) {
 	o := &opened{Stdio: sandbox.Stdio{Terminal: s.terminal}}
 	defer func() {
 		if err != nil {
 			o.Stdio.Close()
-			o.closeIn()
+			o.end()
 		}
 	}()
 	if s.in != "" {
-		if o.In, err = os.OpenFile(s.in, os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil {
-			return nil, fmt.Errorf("open standard input: %w", err)
-		}
-		if o.keep, err = os.OpenFile(s.in, os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil {
-			return nil, fmt.Errorf("open standard input: %w", err)
+		if o.In, o.feed, err = os.Pipe(); err != nil {
+			return nil, fmt.Errorf("make pipe: %w", err)
 		}
 	}
 	if o.Out, err = openOutput(s.out); err != nil {
@@ -57,6 +59,55 @@ func (s stdio) open() (_ *opened, err error) {
 	}
 	o.Err, err = openOutput(s.err)
 	return o, err
+}
+
+// feedIn begins to pass on what comes through the fifo name.
+func (o *opened) feedIn(name string) error {
+	if name == "" {
+		return nil
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	fifo, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return fmt.Errorf("open standard input: %w", err)
+	}
+	if !o.closed {
+		if o.keep, err = os.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0); err != nil {
+			fifo.Close()
+			return fmt.Errorf("open standard input: %w", err)
+		}
+	}
+	o.fifo = fifo
+	go func() {
+		_, _ = io.Copy(o.feed, fifo) // ends with the input, or with the process that reads it
+		o.feed.Close()
+		fifo.Close()
+	}()
+	return nil
+}
+
+// closeIn ends the standard input once no client writes to it any more.
+func (o *opened) closeIn() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.closed = true
+	if o.keep != nil {
+		o.keep.Close()
+	}
+}
+
+// end frees what feeds a process that has ended, or never began.
+func (o *opened) end() {
+	o.closeIn()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.fifo != nil {
+		o.fifo.Close()
+	}
+	if o.feed != nil {
+		o.feed.Close()
+	}
 }
 
 // notClosed is a writer that another one closes.
@@ -84,14 +135,3 @@ func openOutput(name string) (io.WriteCloser, error) {
 	}
 	return f, nil
 }
-
-// closeIn ends the standard input once no client writes to it any more.
-func (o *opened) closeIn() {
-	o.once.Do(func() {
-		if o.keep != nil {
-			o.keep.Close()
-		}
-	})
-}
-
-var errNoInput = errors.New("the process has no standard input")
