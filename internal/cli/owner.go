@@ -91,16 +91,25 @@ func (a *App) own(id string) error {
 
 // box is the sandbox that the owner owns.
 func (a *App) box(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) {
-	driver, err := a.driver()
+	options, err := a.boxOptions(dir, log)
 	if err != nil {
 		return nil, err
 	}
+	return sandbox.New(options), nil
+}
+
+// boxOptions are those of a sandbox whose first container has the state directory dir.
+func (a *App) boxOptions(dir *state.Dir, log *slog.Logger) (sandbox.Options, error) {
+	driver, err := a.driver()
+	if err != nil {
+		return sandbox.Options{}, err
+	}
 	// A missing guest is the error of the first request, which has somebody to tell it to.
 	guest, guestErr := assets.Find(a.config.GuestDir)
-	return sandbox.New(sandbox.Options{
+	return sandbox.Options{
 		Config: a.config, Driver: driver, Guest: guest, GuestErr: guestErr, Dir: dir, Log: log,
 		Templates: a.templates(), BuildTemplate: a.buildTemplateLater,
-	}), nil
+	}, nil
 }
 
 // inherited is a listening socket that this process was started with.

@@ -36,9 +36,13 @@ func (a *App) host() (*shim.Host, error) {
 		return nil, err
 	}
 	return &shim.Host{
-		Config:  a.config,
-		Sandbox: func(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) { return a.box(dir, log) },
-		Forget:  a.forget,
+		Config: a.config,
+		Sandbox: func(dir *state.Dir, keep bool, log *slog.Logger) (*sandbox.Sandbox, error) {
+			options, err := a.boxOptions(dir, log)
+			options.Keep = keep
+			return sandbox.New(options), err
+		},
+		Forget: a.forget,
 	}, nil
 }
 
@@ -52,7 +56,7 @@ func (a *App) forget(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	waitOwnerGone(record)
-	if err := a.clear(dir.ID(), record); err != nil {
+	if err := errors.Join(a.clear(dir.ID(), record), a.clearRetired(record)); err != nil {
 		return err
 	}
 	if err := dir.Remove(); err != nil {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,7 +17,7 @@ import (
 // The first thread of a process is the one whose namespaces /proc/PID/ns and /proc/PID/root name. Only here,
 // before main, can the first goroutine be kept on it.
 func init() {
-	if len(os.Args) > 1 && os.Args[1] == attendVerb {
+	if len(os.Args) > 1 && os.Args[1] == attendVerb || filepath.Base(os.Args[0]) == ShimName {
 		runtime.LockOSThread()
 	}
 }

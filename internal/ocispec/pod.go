@@ -39,8 +39,8 @@ func SandboxID(spec *specs.Spec) string {
 	return ""
 }
 
-// isSandbox tells whether an engine has noted that the container holds the namespaces of a pod.
-func isSandbox(spec *specs.Spec) bool {
+// IsSandbox tells whether an engine has noted that the container holds the namespaces of a pod.
+func IsSandbox(spec *specs.Spec) bool {
 	return spec.Annotations[criType] == sandboxOfAPod || spec.Annotations[crioType] == sandboxOfAPod
 }
 
@@ -51,7 +51,7 @@ func SandboxResources(spec *specs.Spec) *specs.LinuxResources {
 	if spec.Linux != nil && spec.Linux.Resources != nil {
 		own = *spec.Linux.Resources
 	}
-	if !isSandbox(spec) {
+	if !IsSandbox(spec) {
 		return &own
 	}
 	if memory, err := strconv.ParseInt(spec.Annotations[criMemory], 10, 64); err == nil && memory > 0 {
@@ -112,7 +112,7 @@ func (p *Plan) planJoins(o PlanOptions) error {
 			return fmt.Errorf("linux.namespaces: the %s namespace %s is that of no container in this virtual machine", ns.Type, ns.Path)
 		case SandboxID(p.Spec) != "": // a name that the engine gave the pod's
 			ns.Path = guestContainer
-		case isSandbox(p.Spec):
+		case IsSandbox(p.Spec):
 			ns.Path = "" // what it holds in the guest is the pod's
 		default:
 			return fmt.Errorf("linux.namespaces: the container cannot join the %s namespace %s: it runs on a kernel of its own", ns.Type, ns.Path)

@@ -153,7 +153,8 @@ func (s *Sandbox) lendMember(c *container, plan *ocispec.Plan, copies []*storage
 	first.mu.Lock()
 	vm := first.record
 	first.mu.Unlock()
-	usable := hostcgroup.Usable(plan.CgroupsPath) && r.HostPID > 0
+	// A thread of this process is where all of it is: in the sandbox's group.
+	usable := hostcgroup.Usable(plan.CgroupsPath) && r.HostPID > 0 && !sys.OwnThread(r.HostPID)
 	c.mu.Lock()
 	c.warnings = plan.Warnings
 	c.record.Sandbox, c.record.Helpers = s.options.Dir.ID(), vm.Helpers

@@ -86,29 +86,6 @@ func readFile(name string) ([]byte, error) {
 	return data, err
 }
 
-// Annotations by which CRI implementations say what a container is in its pod.
-const (
-	criType       = "io.kubernetes.cri.container-type"
-	criSandbox    = "io.kubernetes.cri.sandbox-id"
-	crioType      = "io.kubernetes.cri-o.ContainerType"
-	crioSandbox   = "io.kubernetes.cri-o.SandboxID"
-	typeSandbox   = "sandbox"
-	typeContainer = "container"
-)
-
-// pod says what the annotations make of a container: in a pod or alone, and the id of the pod's first one.
-func pod(annotations map[string]string) (inPod bool, sandboxID string) {
-	for _, keys := range [][2]string{{criType, criSandbox}, {crioType, crioSandbox}} {
-		switch annotations[keys[0]] {
-		case typeSandbox:
-			return true, ""
-		case typeContainer:
-			return true, annotations[keys[1]]
-		}
-	}
-	return false, ""
-}
-
 // annotations reads those of a bundle's configuration.
 func annotations(bundle string) (map[string]string, error) {
 	data, err := readFile(filepath.Join(bundle, configFile))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -88,7 +89,7 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 		return nil, err
 	}
 	undo.Add(c.unmountRoot)
-	if err := c.standIn(ctx); err != nil {
+	if err := c.standIn(ctx, s.log); err != nil {
 		return nil, err
 	}
 	undo.Add(func() error { c.stand.End(); return nil })
@@ -166,14 +167,28 @@ func (c *container) unmountRoot() error {
 	return nil
 }
 
-// standIn makes what stands for the container on the host and lets the hooks that belong before the
-// container's own code change its network.
-func (c *container) standIn(ctx context.Context) (err error) {
+// standIn makes what stands for the container on the host, as cli's stand-in does for engines, and lets the hooks that
+// belong before the container's own code change its network.
+func (c *container) standIn(ctx context.Context, log *slog.Logger) (err error) {
 	path, own := network(c.spec)
 	if !own {
 		path = "/proc/self/ns/net"
 	}
-	if c.stand, err = sys.NewStandIn(path); err != nil {
+	bundle := &ocispec.Bundle{Dir: c.bundle, Spec: c.spec}
+	if err := bundle.ResolveRoot(); err != nil {
+		return err
+	}
+	readOnly := c.spec.Root.Readonly
+	places := ocispec.Places(c.bundle, c.spec)
+	c.stand, err = sys.NewStandIn(path, func() error {
+		err := sys.Enter(bundle.Rootfs, readOnly, places) // which makes the mount points that are missing
+		if err != nil {
+			log.Warn("show the container's files", "id", c.id, "error", err)
+			return sys.EnterNothing()
+		}
+		return nil
+	})
+	if err != nil {
 		return err
 	}
 	if c.spec.Hooks == nil {

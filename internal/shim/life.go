@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"husk.dev/husk/internal/hook"
+	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
 )
@@ -25,48 +26,56 @@ import (
 const exitWait = 10 * time.Second
 
 // createIn makes the container in the sandbox, and the sandbox for the first one.
-func (s *service) createIn(ctx context.Context, host *Host, c *container, init *process) error {
-	dir, data, err := c.begin(ctx, host)
-	if err != nil {
+func (s *service) createIn(ctx context.Context, host *Host, c *container, init *process) (err error) {
+	var data []byte
+	if c.dir, data, err = c.begin(ctx, host); err != nil {
 		init.opened.Close()
 		return err
 	}
 	request := sandbox.CreateRequest{
-		ID: c.name, Bundle: c.bundle, Spec: data, Stdio: init.opened.Stdio, HostPID: init.pid, AutoRemove: true,
+		ID: c.name, Dir: c.dir, Bundle: c.bundle, Spec: data, Stdio: init.opened.Stdio, HostPID: init.pid, AutoRemove: true,
 	}
-	if err := s.createFirst(ctx, host, dir, request); err != nil {
-		return errors.Join(err, dir.Remove())
+	box, err := s.createFirst(ctx, host, c, request)
+	if box != nil && err == nil {
+		err = box.Create(ctx, request)
+	}
+	if err != nil {
+		return errors.Join(err, c.dir.Remove())
+	}
+	s.mu.Lock()
+	box = s.box
+	s.mu.Unlock()
+	for _, w := range box.Warnings(c.name) {
+		s.log.Warn("container", "id", c.id, "warning", w)
 	}
 	return nil
 }
 
-// createFirst makes the sandbox and its first container.
-func (s *service) createFirst(ctx context.Context, host *Host, dir *state.Dir, request sandbox.CreateRequest) error {
+// createFirst makes the sandbox with its first container. Where there is one it returns that, which the container is
+// to be made in.
+func (s *service) createFirst(ctx context.Context, host *Host, c *container, request sandbox.CreateRequest) (*sandbox.Sandbox, error) {
 	s.making.Lock()
 	defer s.making.Unlock()
 	s.mu.Lock()
 	box := s.box
 	s.mu.Unlock()
 	if box != nil {
-		request.Stdio.Close()
-		return status.Error(codes.FailedPrecondition, "the virtual machine has its container already")
+		return box, nil
 	}
-	box, err := host.Sandbox(dir, s.log)
+	box, err := host.Sandbox(c.dir, ocispec.IsSandbox(c.spec), s.log)
 	if err != nil {
 		request.Stdio.Close()
-		return err
+		return nil, err
 	}
 	if err := box.Create(ctx, request); err != nil {
 		<-box.Done()
-		return errors.Join(err, box.Remove())
+		return nil, errors.Join(err, box.Remove())
 	}
+	c.first = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.box, s.host = box, host
-	for _, w := range box.Warnings() {
-		s.log.Warn("container", "name", request.ID, "warning", w)
-	}
-	return nil
+	return nil, nil
 }
 
 // begin takes the container's name among those of this machine and saves a first state.
@@ -181,6 +190,9 @@ func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *containe
 		s.log.Error("no end seen of a container that is deleted", "id", c.id)
 	}
 	var errs []error
+	if !c.first { // whose directory is the virtual machine's
+		errs = append(errs, c.dir.Remove())
+	}
 	if last {
 		box.End("its last container was deleted")
 		errs = append(errs, box.Remove())
@@ -191,8 +203,8 @@ func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *containe
 		s.box, s.host = nil, nil
 	}
 	s.mu.Unlock()
-	errs = append(errs, c.unmountRoot())
 	c.stand.End()
+	errs = append(errs, c.unmountRoot())
 	if c.spec.Hooks != nil {
 		errs = append(errs, hook.RunAll(ctx, "poststop", c.spec.Hooks.Poststop, c.state(specs.StateStopped)))
 	}

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
 
@@ -22,6 +23,8 @@ type container struct {
 	spec   *specs.Spec
 	init   *process
 	stand  *sys.StandIn
+	dir    *state.Dir
+	first  bool // the virtual machine was made for it
 
 	mu    sync.Mutex          // guards the fields below
 	execs map[string]*process // by id

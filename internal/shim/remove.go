@@ -59,6 +59,9 @@ func (p Program) forget(ctx context.Context, a arguments, bundle string, answer 
 	}
 	if record, err := dir.Load(); err == nil {
 		answer.Pid = uint32(record.Host.PID)
+		if record.Sandbox != "" && record.Owner.Alive() {
+			return nil // others of the pod live: the shim frees what is this one's
+		}
 		if record.Status == state.Stopped {
 			answer.ExitStatus, answer.ExitedAt = uint32(record.ExitStatus), timestamppb.New(record.ExitedAt)
 		}

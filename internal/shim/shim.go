@@ -31,8 +31,8 @@ const inputLimit = 10 << 20
 // Host is husk on this machine with one configuration.
 type Host struct {
 	Config config.Config
-	// Sandbox makes the sandbox whose first container has the state directory dir.
-	Sandbox func(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error)
+	// Sandbox makes the sandbox whose first container has the state directory dir; with keep it outlives its containers.
+	Sandbox func(dir *state.Dir, keep bool, log *slog.Logger) (*sandbox.Sandbox, error)
 	// Forget removes a container whose owner is gone, with all that is left of it.
 	Forget func(ctx context.Context, dir *state.Dir) error
 }

@@ -14,8 +14,10 @@ import (
 	"time"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 
+	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
 )
 
@@ -47,7 +49,7 @@ func (p Program) start(a arguments) error {
 		return err
 	}
 	address := a.id
-	if _, first := pod(about); first != "" {
+	if first := ocispec.SandboxID(&specs.Spec{Annotations: about}); first != "" {
 		address = first
 	}
 	socket := socketPath(params.GetSocketDir(), a.address, a.namespace, address)

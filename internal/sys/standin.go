@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -15,13 +16,18 @@ type StandIn struct {
 	end chan struct{}
 }
 
-// NewStandIn starts a thread in the network namespace at path, or in a new one where path is empty.
-func NewStandIn(path string) (*StandIn, error) {
+// NewStandIn starts a thread in the network namespace at path, or in a new one where path is empty, and has it call
+// setUp, which may move it to other namespaces: nothing else ever runs on it. The goroutine of main must be locked to
+// the first thread, whose namespaces are the process' own.
+func NewStandIn(path string, setUp func() error) (*StandIn, error) {
 	s := &StandIn{end: make(chan struct{})}
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine, in the other namespace
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
 		err := newNetwork(path)
+		if err == nil {
+			err = setUp()
+		}
 		s.tid = unix.Gettid()
 		started <- err
 		if err == nil {
@@ -32,6 +38,9 @@ func NewStandIn(path string) (*StandIn, error) {
 }
 
 func newNetwork(path string) error {
+	if unix.Gettid() == os.Getpid() {
+		return errors.New("a stand-in may not be the first thread")
+	}
 	if path != "" {
 		return enterNetwork(path, func() error { return nil })
 	}
@@ -49,3 +58,9 @@ func (s *StandIn) Network() string { return fmt.Sprintf("/proc/%d/task/%d/ns/net
 
 // End ends the thread. It may be called once.
 func (s *StandIn) End() { close(s.end) }
+
+// OwnThread tells whether id is that of a thread of this process.
+func OwnThread(id int) bool {
+	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", id))
+	return err == nil
+}
