@@ -80,6 +80,11 @@ demo: build ## make the image husk-demo (busybox) in husk's image store
 test: build image demo ## run every check and every test, those that boot VMs too
 	@scripts/test.sh all
 
+# Suites that others have written, and long runs of our own. Each is a script, which says what it needs.
+.PHONY: conformance
+conformance: build image ## run the suites of others with husk (docs/conformance.md); takes long
+	@failed=0; for s in scripts/conformance-*.sh; do echo "== $$s"; $$s || failed=1; done; exit $$failed
+
 .PHONY: unit
 unit: ## run the tests that need neither root nor a VM
 	@scripts/test.sh unit

@@ -57,8 +57,9 @@ type container struct {
 	undo *cleanup.Stack // what deleting the container runs; nil before and after its life; guarded by op
 
 	mu    sync.Mutex
-	state state // guarded by mu
-	pid   int   // of init; guarded by mu
+	state state     // guarded by mu
+	pid   int       // of init; guarded by mu
+	ran   time.Time // when init's program began, or was about to; guarded by mu
 	// checkOOM and forgetOOM look at and end the watch for OOM kills; nil without one. Guarded by mu.
 	checkOOM, forgetOOM func()
 }
@@ -75,6 +76,9 @@ func (c *container) become(next state) bool {
 	defer c.mu.Unlock()
 	if !c.state.can(next) {
 		return false
+	}
+	if c.ran.IsZero() && next == running {
+		c.ran = time.Now()
 	}
 	c.state = next
 	return true
@@ -304,7 +308,37 @@ func (a *Agent) start(c *container) error {
 		return err
 	}
 	c.become(running) // it may have stopped already
+	c.mu.Lock()
+	pid := c.pid
+	c.mu.Unlock()
+	// Until then it is the runner's own process that a signal from whoever started it would find.
+	proc.AwaitExec("/proc", pid, execWait)
 	return nil
+}
+
+// execWait bounds the wait of start for the container's program. What takes longer to load runs on its own.
+const execWait = 2 * time.Second
+
+// settling is how long after its start a program is given to say what it does on signals.
+const settling = 2 * time.Second
+
+// settle waits until a program that has just begun has said what it does on a signal, and waits for something to happen; for
+// at most settling after its start.
+// The kernel throws away what reaches the first process of a PID namespace before that (pid_namespaces(7)), and on a slow
+// machine a shell is still loading when its engine has long asked it to stop.
+func (a *Agent) settle(ctx context.Context, c *container, sig syscall.Signal) {
+	c.mu.Lock()
+	pid, end, now := c.pid, c.ran.Add(settling), c.state
+	c.mu.Unlock()
+	if now != running || sig == 0 || sig == syscall.SIGKILL || sig == syscall.SIGSTOP || sig == syscall.SIGCONT {
+		return
+	}
+	for ready := 0; ready < 2 && time.Now().Before(end) && ctx.Err() == nil; time.Sleep(5 * time.Millisecond) {
+		ready++
+		if !proc.Expects("/proc", pid, sig) || !proc.Sleeps("/proc", pid) {
+			ready = 0
+		}
+	}
 }
 
 // remove removes a container that has stopped, or was never started.

@@ -64,7 +64,7 @@ func (s service) Exec(ctx context.Context, r *agentv1.ExecRequest) (*agentv1.Exe
 }
 
 // Signal signals one process or all of a container.
-func (s service) Signal(_ context.Context, r *agentv1.SignalRequest) (*agentv1.Empty, error) {
+func (s service) Signal(ctx context.Context, r *agentv1.SignalRequest) (*agentv1.Empty, error) {
 	sig, err := toSignal(r.GetSignal())
 	if err != nil {
 		return nil, err
@@ -75,6 +75,9 @@ func (s service) Signal(_ context.Context, r *agentv1.SignalRequest) (*agentv1.E
 	c, err := s.agent.find(r.GetContainer())
 	if err != nil {
 		return nil, err
+	}
+	if r.GetExec() == "" {
+		s.agent.settle(ctx, c, sig)
 	}
 	if r.GetAll() {
 		return empty, s.signalAll(c, sig)

@@ -293,7 +293,7 @@ func (a *App) runPoststart(ctx context.Context, id string, hooks []specs.Hook) {
 	if err != nil {
 		return
 	}
-	if err := hook.RunAll(ctx, "poststart", hooks, ociState(record)); err != nil {
+	if err := hook.RunAll(ctx, "poststart", hooks, hookState(record)); err != nil {
 		a.warn("%v", err)
 	}
 }

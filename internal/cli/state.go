@@ -59,6 +59,13 @@ func ociState(c state.Container) specs.State {
 	return s
 }
 
+// hookState is what a hook reads: the annotations are the container's own.
+func hookState(c state.Container) specs.State {
+	s := ociState(c)
+	s.Annotations = c.Annotations
+	return s
+}
+
 // listed is a container as state and list print it, with runc's names.
 type listed struct {
 	Version     string            `json:"ociVersion"`
@@ -345,7 +352,7 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 		return err
 	}
 	record.Status = state.Stopped
-	if err := hook.RunAll(ctx, "poststop", record.Poststop, ociState(record)); err != nil {
+	if err := hook.RunAll(ctx, "poststop", record.Poststop, hookState(record)); err != nil {
 		a.warn("%v", err)
 	}
 	return nil

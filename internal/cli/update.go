@@ -27,7 +27,7 @@ func (a *App) updateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "update ID",
 		Short: "Change a container's limits while it runs",
-		Long:  "Update changes cgroup limits inside the guest. The virtual machine keeps its size: a limit beyond it has no effect.",
+		Long:  "Update changes cgroup limits inside the guest, and on the host how the virtual machine shares the processors. It keeps its size: a limit beyond it has no effect.",
 		Example: "  husk update --memory 100m --pids-limit 50 web\n" +
 			"  echo '{\"pids\":{\"limit\":50}}' | husk update --resources - web",
 		Args: cobra.ExactArgs(1),
@@ -55,6 +55,18 @@ func (a *App) updateCommand() *cobra.Command {
 	f.Int64("cpu-quota", 0, "microseconds of CPU in each period")
 	f.Uint64("cpu-period", 0, "length of a period in microseconds")
 	f.Int64("pids-limit", 0, "most processes, -1 for no limit")
+	f.String("cpuset-cpus", "", "the host's processors to run on")
+	f.String("cpuset-mems", "", "the host's memory nodes to use")
+	for _, name := range []string{"blkio-weight", "kernel-memory", "kernel-memory-tcp", "cpu-rt-period", "cpu-rt-runtime"} {
+		f.String(name, "", "accepted; the guest has no such limit")
+	}
+	// As runc has it.
+	f.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "cpu-share" {
+			name = "cpu-shares"
+		}
+		return pflag.NormalizedName(name)
+	})
 	return cmd
 }
 
@@ -105,6 +117,12 @@ func updated(f *pflag.FlagSet, file string, stdin io.Reader) (*specs.LinuxResour
 	if f.Changed("cpu-period") {
 		n, _ := f.GetUint64("cpu-period")
 		r.CPU.Period = &n
+	}
+	if f.Changed("cpuset-cpus") {
+		r.CPU.Cpus, _ = f.GetString("cpuset-cpus")
+	}
+	if f.Changed("cpuset-mems") {
+		r.CPU.Mems, _ = f.GetString("cpuset-mems")
 	}
 	if f.Changed("pids-limit") {
 		n, _ := f.GetInt64("pids-limit")

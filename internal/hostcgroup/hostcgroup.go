@@ -30,14 +30,17 @@ type Group struct {
 	hierarchies []hierarchy
 }
 
-// Usable tells whether name is a path that Join takes: absolute, as the cgroupfs drivers of engines write it. Those
-// that go to systemd (slice:prefix:name), and relative ones, are not.
+// Usable tells whether name is a path that Join takes, as the cgroupfs drivers of engines write it. Those that go to
+// systemd (slice:prefix:name) are not. Relative paths start at the root of each hierarchy too.
 func Usable(name string) bool {
-	return path.IsAbs(name) && path.Clean(name) != "/" && !strings.ContainsAny(name, "\x00\n")
+	return clean(name) != "/" && !strings.ContainsAny(name, "\x00\n") && (path.IsAbs(name) || strings.Count(name, ":") != 2)
 }
 
+// clean is the path below a hierarchy's mount point that name stands for.
+func clean(name string) string { return path.Clean("/" + name) }
+
 // Join makes the control group name where it is missing, in every hierarchy, and moves this process and others there.
-// What they start later is in it too. Limits are not set. An error leaves nothing of the group that Join made, and
+// What they start later is in it too. Limits are set by Limit alone. An error leaves nothing of the group that Join made, and
 // the processes where they were.
 func Join(name string, others ...int) (*Group, error) {
 	return place(name, append([]int{os.Getpid()}, others...))
@@ -63,12 +66,12 @@ func place(name string, pids []int) (*Group, error) {
 
 func join(name string, all []hierarchy, pids []int) (_ *Group, err error) {
 	if !Usable(name) {
-		return nil, fmt.Errorf("control group %q: not an absolute path", name)
+		return nil, fmt.Errorf("control group %q: not a path", name)
 	}
 	if len(all) == 0 {
 		return nil, errors.New("no control groups are mounted")
 	}
-	g := &Group{path: path.Clean(name)}
+	g := &Group{path: clean(name)}
 	defer func() {
 		if err != nil {
 			_ = errors.Join(g.Leave(), g.Remove()) // the error that led here is the one to tell
@@ -138,7 +141,7 @@ func Remove(name string) error {
 	if err != nil {
 		return fmt.Errorf("find control groups: %w", err)
 	}
-	return remove(path.Clean(name), hierarchies(string(mounts), ""))
+	return remove(clean(name), hierarchies(string(mounts), ""))
 }
 
 func remove(name string, all []hierarchy) error {

@@ -44,7 +44,7 @@ func TestHierarchies(t *testing.T) {
 
 func TestUsable(t *testing.T) {
 	for name, want := range map[string]bool{
-		"": false, "/": false, "/..": false, "relative/path": false, "machine.slice:libpod:id": false,
+		"": false, "/": false, "/..": false, "..": false, "relative/path": true, "/a:b:c": true, "machine.slice:libpod:id": false,
 		"/libpod_parent/libpod-x": true, "/a\nb": false,
 	} {
 		if got := Usable(name); got != want {
@@ -53,15 +53,22 @@ func TestUsable(t *testing.T) {
 	}
 }
 
-// TestJoin moves a copy of the test and a process of its own into a group and back.
+// version2 is a shell script that shows a program the control groups of a host that has version 2 alone.
+const version2 = `mount --make-rprivate / && umount -R -l /sys/fs/cgroup && mount -t tmpfs tmpfs /sys/fs/cgroup && mount -t cgroup2 cgroup2 /sys/fs/cgroup && exec "$@"`
+
+// TestJoin moves a copy of the test and a process of its own into a group and back, with the control groups
+// of this host, and as a host with version 2 alone has them.
 func TestJoin(t *testing.T) {
 	testenv.NeedRoot(t)
 	const name = "/husk-test-join/inner"
 	if os.Getenv("HUSK_TEST_JOIN") == "" {
-		cmd := exec.Command(os.Args[0], "-test.run=^TestJoin$", "-test.v")
-		cmd.Env = append(os.Environ(), "HUSK_TEST_JOIN=1")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			t.Fatalf("%v: %s", err, out)
+		again := []string{os.Args[0], "-test.run=^TestJoin$", "-test.v"}
+		for _, args := range [][]string{again, append([]string{"unshare", "--mount", "sh", "-c", version2, "sh"}, again...)} {
+			cmd := exec.Command(args[0], args[1:]...)
+			cmd.Env = append(os.Environ(), "HUSK_TEST_JOIN="+args[0])
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
 		}
 		return
 	}
@@ -80,6 +87,10 @@ func TestJoin(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if alone := os.Getenv("HUSK_TEST_JOIN") == "unshare"; alone && (len(g.hierarchies) != 1 || !g.hierarchies[0].unified) {
+		t.Errorf("hierarchies with version 2 alone: %+v", g.hierarchies)
+	}
+	checkLimits(t, g)
 	for _, h := range g.hierarchies {
 		procs, err := os.ReadFile(filepath.Join(h.dir, name, "cgroup.procs"))
 		for _, pid := range []int{os.Getpid(), child.Process.Pid} {
@@ -107,5 +118,47 @@ func TestJoin(t *testing.T) {
 		if _, err := os.Stat(filepath.Join(h.dir, filepath.Dir(name))); !os.IsNotExist(err) {
 			t.Errorf("%s is left in %s: %v", name, h.dir, err)
 		}
+	}
+}
+
+// checkLimits sets limits of a group and looks for them in every hierarchy that has such.
+func checkLimits(t *testing.T, g *Group) {
+	t.Helper()
+	if err := g.Limit(Limits{Shares: 512, Quota: 50_000, Period: 100_000, PIDs: 700}); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"cpu.shares": "512", "cpu.cfs_quota_us": "50000", "cpu.cfs_period_us": "100000", "pids.max": "700",
+		"cpu.weight": "20", "cpu.max": "50000 100000",
+	}
+	has := func() map[string]string {
+		found := map[string]string{}
+		for _, h := range g.hierarchies {
+			for name := range want {
+				if data, err := os.ReadFile(filepath.Join(h.dir, g.path, name)); err == nil {
+					found[name] = strings.TrimSpace(string(data))
+				}
+			}
+		}
+		return found
+	}
+	for name, value := range has() {
+		if value != want[name] {
+			t.Errorf("%s is %q, want %q", name, value, want[name])
+		}
+	}
+	if err := g.Limit(Limits{Quota: -1, PIDs: -1}); err != nil {
+		t.Fatal(err)
+	}
+	for name, value := range has() {
+		if any := map[string]string{"cpu.cfs_quota_us": "-1", "pids.max": "max", "cpu.max": "max 100000"}[name]; any != "" && value != any {
+			t.Errorf("%s is %q, want %q", name, value, any)
+		}
+	}
+	if err := g.Limit(Limits{CPUs: "4095"}); err == nil {
+		t.Error("a processor that the host does not have was set")
+	}
+	if err := (*Group)(nil).Limit(Limits{CPUs: "0"}); err != nil {
+		t.Error(err)
 	}
 }

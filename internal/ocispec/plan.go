@@ -2,7 +2,10 @@ package ocispec
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path"
 	"slices"
 
@@ -41,6 +44,8 @@ type Plan struct {
 	Hooks specs.Hooks
 	// CgroupsPath is the host cgroup that was asked for; the guest chooses its own.
 	CgroupsPath string
+	// Resources are the limits as they were asked for; Spec has those that hold in the guest.
+	Resources *specs.LinuxResources
 	// Warnings are what is done otherwise than it was asked for, the bundle's included.
 	Warnings []string
 }
@@ -83,6 +88,9 @@ func MakePlan(b *Bundle, o PlanOptions) (*Plan, error) {
 	p := &Plan{Spec: spec, Warnings: slices.Clone(b.Warnings)}
 	if spec.Linux == nil {
 		spec.Linux = &specs.Linux{}
+	}
+	if b.Spec.Linux != nil {
+		p.Resources = b.Spec.Linux.Resources
 	}
 	cleanProcess(spec.Process)
 	p.planHooks()
@@ -142,8 +150,7 @@ func (p *Plan) planNamespaces() {
 	}
 }
 
-// planLinux takes out what names things of the host: its cgroups, processors, memory nodes and disks
-// have no counterpart in the guest. Processors were counted for the size of the VM.
+// planLinux takes out what names things of the host. Processors were counted for the size of the VM.
 func (p *Plan) planLinux() {
 	l := p.Spec.Linux
 	p.CgroupsPath, l.CgroupsPath = l.CgroupsPath, ""
@@ -152,30 +159,39 @@ func (p *Plan) planLinux() {
 	if r == nil {
 		return
 	}
-	if r.CPU != nil {
-		r.CPU.Cpus, r.CPU.Mems = "", ""
-		if r.CPU.RealtimePeriod != nil || r.CPU.RealtimeRuntime != nil {
-			r.CPU.RealtimePeriod, r.CPU.RealtimeRuntime = nil, nil
-			p.warn("realtime CPU limits are left out: the guest has none")
-		}
+	if r.CPU != nil && (r.CPU.RealtimePeriod != nil || r.CPU.RealtimeRuntime != nil) {
+		p.warn("realtime CPU limits are left out: the guest has none")
 	}
 	if b := r.BlockIO; b != nil {
 		if len(b.WeightDevice)+len(b.ThrottleReadBpsDevice)+len(b.ThrottleWriteBpsDevice)+len(b.ThrottleReadIOPSDevice)+len(b.ThrottleWriteIOPSDevice) > 0 {
 			p.warn("block I/O limits of host devices are left out: the guest has other devices")
 		}
-		r.BlockIO = nil // nor does the guest have an I/O scheduler that knows weights
 	}
 	if len(r.Rdma) > 0 {
-		r.Rdma = nil
 		p.warn("RDMA limits are left out: the guest has no RDMA")
 	}
-	if r.Network != nil {
-		r.Network = nil // net_cls and net_prio exist in cgroup v1 only
+	guest := GuestResources(*r)
+	l.Resources = &guest
+}
+
+// GuestResources are the limits of r that hold in the guest: the host's processors, memory nodes and disks have no
+// counterpart there, and of control groups it has version 2 only. What r points to is not changed.
+func GuestResources(r specs.LinuxResources) specs.LinuxResources {
+	if r.CPU != nil {
+		cpu := *r.CPU
+		cpu.Cpus, cpu.Mems, cpu.RealtimePeriod, cpu.RealtimeRuntime = "", "", nil, nil
+		r.CPU = &cpu
 	}
+	r.BlockIO = nil // nor does the guest have an I/O scheduler that knows weights
+	r.Rdma = nil
+	r.Network = nil // net_cls and net_prio exist in cgroup v1 only
 	if r.Memory != nil {
-		r.Memory.Kernel, r.Memory.KernelTCP, r.Memory.Swappiness = nil, nil, nil
-		r.Memory.DisableOOMKiller, r.Memory.UseHierarchy, r.Memory.CheckBeforeUpdate = nil, nil, nil
+		memory := *r.Memory
+		memory.Kernel, memory.KernelTCP, memory.Swappiness = nil, nil, nil
+		memory.DisableOOMKiller, memory.UseHierarchy, memory.CheckBeforeUpdate = nil, nil, nil
+		r.Memory = &memory
 	}
+	return r
 }
 
 func (p *Plan) warn(format string, args ...any) {
@@ -197,6 +213,7 @@ func (p *Plan) planDevices() error {
 	for _, d := range p.Spec.Linux.Devices {
 		switch {
 		case d.Type == "p":
+		case noDevice(d): // a node that opens nothing, which the guest sees to
 		case d.Type == "b":
 			return fmt.Errorf("linux.devices: the block device %s (%d:%d) is not supported yet", d.Path, d.Major, d.Minor)
 		case d.Type != "c" && d.Type != "u":
@@ -209,6 +226,16 @@ func (p *Plan) planDevices() error {
 		}
 	}
 	return nil
+}
+
+// noDevice tells whether the host has no device of this number, so that there is none to give to the guest.
+func noDevice(d specs.LinuxDevice) bool {
+	kind := map[string]string{"b": "block", "c": "char", "u": "char"}[d.Type]
+	if kind == "" {
+		return false
+	}
+	_, err := os.Stat(fmt.Sprintf("/sys/dev/%s/%d:%d", kind, d.Major, d.Minor))
+	return errors.Is(err, fs.ErrNotExist)
 }
 
 // everyDevice tells whether the last rule that holds for all devices allows everything.

@@ -3,6 +3,7 @@ package ocispec
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -149,6 +150,15 @@ func TestPlanLeavesHostThingsOut(t *testing.T) {
 }
 
 func TestPlanDevices(t *testing.T) {
+	disks, err := filepath.Glob("/sys/dev/block/*")
+	if err != nil || len(disks) == 0 {
+		t.Skip("this machine has no block device")
+	}
+	var major, minor int64
+	if _, err := fmt.Sscanf(filepath.Base(disks[0]), "%d:%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	disk := fmt.Sprintf("block device /dev/disk (%d:%d) is not supported yet", major, minor)
 	for _, c := range []struct {
 		device specs.LinuxDevice
 		want   string
@@ -156,8 +166,10 @@ func TestPlanDevices(t *testing.T) {
 		{specs.LinuxDevice{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}, ""},
 		{specs.LinuxDevice{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200}, ""},
 		{specs.LinuxDevice{Path: "/dev/pipe", Type: "p"}, ""},
-		{specs.LinuxDevice{Path: "/dev/sda", Type: "b", Major: 8}, "block device /dev/sda (8:0) is not supported yet"},
-		{specs.LinuxDevice{Path: "/dev/kvm", Type: "c", Major: 10, Minor: 232}, "device /dev/kvm (10:232) is not supported yet"},
+		{specs.LinuxDevice{Path: "/dev/disk", Type: "b", Major: major, Minor: minor}, disk},
+		{specs.LinuxDevice{Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11}, "device /dev/kmsg (1:11) is not supported yet"},
+		{specs.LinuxDevice{Path: "/dev/a", Type: "b", Major: 511, Minor: 1 << 19}, ""}, // numbers without devices
+		{specs.LinuxDevice{Path: "/dev/b", Type: "c", Major: 511, Minor: 1 << 19}, ""},
 		{specs.LinuxDevice{Path: "/dev/x", Type: "d"}, "unknown type"},
 		{specs.LinuxDevice{Path: "null", Type: "c", Major: 1, Minor: 3}, "is not absolute"},
 	} {

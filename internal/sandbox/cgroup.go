@@ -3,6 +3,8 @@ package sandbox
 import (
 	"os"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/ocispec"
 )
@@ -36,4 +38,39 @@ func (s *Sandbox) joinCgroup(c *container, plan *ocispec.Plan, r CreateRequest) 
 	s.cgroup = group
 	s.undo.Add(group.Leave)
 	return nil
+}
+
+// roomyPIDs is from where on a limit of the container's processes leaves room for the host's processes and threads:
+// of QEMU and virtiofsd some 130 at most, and those of husk.
+const roomyPIDs = 512
+
+// limitCgroup sets the limits on the host that mean something there: how the container's VM shares the processors
+// with the rest of the host, and on which of them it runs. Memory is the VM's size. The container's processes are counted
+// in the guest; the limit of them holds on the host too where it leaves room for what runs there.
+func (s *Sandbox) limitCgroup(r *specs.LinuxResources) error {
+	s.mu.Lock()
+	group := s.cgroup
+	s.mu.Unlock()
+	if group == nil || r == nil {
+		return nil
+	}
+	var l hostcgroup.Limits
+	if c := r.CPU; c != nil {
+		l.Shares, l.Quota, l.Period = deref(c.Shares), deref(c.Quota), deref(c.Period)
+		l.CPUs, l.Mems = c.Cpus, c.Mems
+	}
+	if r.Pids != nil {
+		l.PIDs = deref(r.Pids.Limit)
+		if l.PIDs < roomyPIDs {
+			l.PIDs = -1
+		}
+	}
+	return group.Limit(l)
+}
+
+func deref[T any](p *T) (v T) {
+	if p != nil {
+		v = *p
+	}
+	return v
 }

@@ -158,6 +158,9 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if err := s.createInGuest(ctx, c, plan, root, r, filter()); err != nil {
 		return err
 	}
+	if err := s.limitCgroup(plan.Resources); err != nil {
+		return err
+	}
 	s.wantTemplate(size)
 	return nil
 }

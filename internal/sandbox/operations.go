@@ -9,7 +9,9 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
+
 	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
 )
 
@@ -247,14 +249,16 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxRe
 	if err != nil {
 		return err
 	}
-	data, err := json.Marshal(resources)
+	data, err := json.Marshal(ocispec.GuestResources(resources))
 	if err != nil {
 		return fmt.Errorf("encode resources: %w", err)
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
-	_, err = s.client().Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data})
-	return explain(err, "update container %q", id)
+	if _, err = s.client().Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data}); err != nil {
+		return explain(err, "update container %q", id)
+	}
+	return s.limitCgroup(&resources)
 }
 
 // Stats returns what the guest's cgroup of the container says.

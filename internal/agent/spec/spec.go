@@ -145,6 +145,9 @@ func setLinux(top object, c Changes) error {
 	if err := linux.set("namespaces", kept); err != nil {
 		return err
 	}
+	if err := checkDevices(linux); err != nil {
+		return err
+	}
 	if c.NoDevices {
 		if err := dropDevices(linux); err != nil {
 			return err
