@@ -19,6 +19,7 @@ import (
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/agent/cgroup"
 	"husk.dev/husk/internal/agent/mnt"
+	"husk.dev/husk/internal/agent/nic"
 	"husk.dev/husk/internal/agent/proc"
 	"husk.dev/husk/internal/agent/runner"
 	"husk.dev/husk/internal/agent/stdio"
@@ -70,7 +71,7 @@ type Agent struct {
 	resting chan struct{} // closed by Rest
 	idle    *time.Timer   // gives memory back after a time in which no process ended
 
-	network sync.Mutex // held over a change of the guest's network
+	network nic.Network
 
 	mu sync.Mutex
 	// containers by id; nil while one is being made. order lists them by creation. Guarded by mu.

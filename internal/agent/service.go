@@ -10,7 +10,6 @@ import (
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/agent/cgroup"
-	"husk.dev/husk/internal/agent/nic"
 	"husk.dev/husk/internal/agent/proc"
 )
 
@@ -241,9 +240,7 @@ func (s service) SetNetwork(ctx context.Context, r *agentv1.SetNetworkRequest) (
 	if !s.agent.config.Machine {
 		return nil, fail(codes.FailedPrecondition, "the network is not this agent's to set up")
 	}
-	s.agent.network.Lock()
-	defer s.agent.network.Unlock()
-	return empty, nic.Apply(ctx, r)
+	return empty, s.agent.network.Apply(ctx, r)
 }
 
 // Sync writes what is dirty.

@@ -2,6 +2,7 @@ package network
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"syscall"
@@ -10,30 +11,39 @@ import (
 	"husk.dev/husk/internal/sys/rtnl"
 )
 
-// choose returns the interfaces that the guest gets, loopback among them. One that holds no addresses and that
-// a card cannot stand for is left out: kernels put unused tunnels into every namespace.
-func choose(links []rtnl.Link, l lists) ([]rtnl.Link, error) {
-	var chosen []rtnl.Link
+// choose returns the interfaces that the guest gets, loopback among them, and why it cannot have others. One that
+// holds no addresses and that a card cannot stand for is left out: kernels put unused tunnels into every
+// namespace. So are the taps that are the VM's own.
+func choose(links []rtnl.Link, l lists, own func(index int) bool) (chosen []rtnl.Link, refused error) {
+	var all []rtnl.Link // but our own
 	for _, link := range links {
+		if !own(link.Index) {
+			all = append(all, link)
+		}
+	}
+	for _, link := range all {
+		err := error(nil)
 		switch {
 		case isTap(link):
-			return nil, fmt.Errorf("interface %s belongs to another virtual machine: a network namespace can be in one only", link.Name)
+			err = fmt.Errorf("interface %s belongs to another virtual machine: a network namespace can be in one only", link.Name)
 		case link.Loopback():
 		case link.Hardware == rtnl.Ethernet:
-			if err := alone(link, links); err != nil {
-				return nil, err
-			}
+			err = alone(link, all)
 		case link.Up() && l.addressed(link.Index):
-			return nil, fmt.Errorf("interface %s (%s) has no Ethernet link layer, which a virtual machine's network cards have", link.Name, link.Kind)
+			err = fmt.Errorf("interface %s (%s) has no Ethernet link layer, which a virtual machine's network cards have", link.Name, link.Kind)
 		default:
 			continue
 		}
-		chosen = append(chosen, link)
+		if err == nil && len(chosen) == maxInterfaces {
+			err = fmt.Errorf("%d interfaces: at most %d", len(all), maxInterfaces)
+		}
+		if err == nil {
+			chosen = append(chosen, link)
+		} else if refused == nil {
+			refused = err
+		}
 	}
-	if len(chosen) > maxInterfaces {
-		return nil, fmt.Errorf("%d interfaces: at most %d", len(chosen), maxInterfaces)
-	}
-	return chosen, nil
+	return chosen, refused
 }
 
 func isTap(l rtnl.Link) bool { return l.Kind == "tun" && strings.HasPrefix(l.Name, tapPrefix) }
@@ -94,16 +104,17 @@ func collect(conn *rtnl.Conn) (l lists, err error) {
 	return l, nil
 }
 
-// request is what the guest is told: what is there of the chosen interfaces, and how they are set.
-func request(chosen []rtnl.Link, l lists) *agentv1.SetNetworkRequest {
+// request is what the guest is told: what is there of the chosen interfaces, and how they are set. device is the MAC
+// address that the card of an interface was plugged with.
+func request(chosen []rtnl.Link, device func(index int) net.HardwareAddr, l lists) *agentv1.SetNetworkRequest {
 	r := &agentv1.SetNetworkRequest{}
-	for i, link := range chosen {
+	for _, link := range chosen {
 		out := &agentv1.Interface{
 			Index: uint32(link.Index), Name: link.Name, Mtu: uint32(link.MTU), Queue: uint32(link.Queue),
 			Up: link.Up() || link.Loopback(), NoArp: link.NoARP(), Ipv6Off: link.IPv6Off, NoLinkLocal: link.NoLinkLocal,
 		}
 		if !link.Loopback() {
-			out.Mac, out.Device = link.MAC, deviceMAC(chosen, i)
+			out.Mac, out.Device = link.MAC, device(link.Index)
 		}
 		r.Interfaces = append(r.Interfaces, out)
 	}

@@ -49,9 +49,23 @@ type Network struct {
 	// Guest is what the guest is to be told.
 	Guest *agentv1.SetNetworkRequest
 
-	mu   sync.Mutex
-	conn *rtnl.Conn    // to the namespace, which it keeps in being; guarded by mu
-	undo cleanup.Stack // guarded by mu
+	queues int
+	space  *os.File    // the namespace
+	watch  *rtnl.Watch // hears of what changes from before the first look on
+
+	mu    sync.Mutex
+	conn  *rtnl.Conn    // to the namespace, which it keeps in being; guarded by mu
+	cards []*card       // guarded by mu
+	undo  cleanup.Stack // guarded by mu
+}
+
+// card is an interface that the VM has.
+type card struct {
+	index  int              // of the interface
+	tap    int              // number of the tap beside it
+	mtu    int              // of both
+	device net.HardwareAddr // that the card is plugged with
+	undo   cleanup.Stack
 }
 
 // Attach takes over the interfaces of the namespace at path. Each card gets as many queues as are asked
@@ -66,8 +80,8 @@ func Attach(path string, queues int) (*Network, error) {
 			return nil, err
 		}
 	}
-	n := &Network{}
-	err := sys.InNetwork(path, func() error { return n.attach(queues) })
+	n := &Network{queues: queues}
+	err := sys.InNetwork(path, n.attach)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take over network namespace %s: %w", path, err), n.Close())
 	}
@@ -75,68 +89,92 @@ func Attach(path string, queues int) (*Network, error) {
 }
 
 // attach runs on a thread in the namespace.
-func (n *Network) attach(queues int) (err error) {
+func (n *Network) attach() (err error) {
 	if n.conn, err = rtnl.Open(); err != nil {
 		return err
 	}
 	n.undo.Add(n.conn.Close)
+	if n.space, err = sys.ThisNetwork(); err != nil {
+		return err
+	}
+	n.undo.Add(n.space.Close)
+	if n.watch, err = rtnl.OpenWatch(); err != nil {
+		return err
+	}
+	n.undo.Add(func() error { n.watch.Close(); return nil }) // closed already where Follow was stopped
 	if _, err := clean(n.conn); err != nil {
 		return err
 	}
-	links, err := n.conn.Links()
+	chosen, list, err := n.look()
 	if err != nil {
 		return err
 	}
-	list, err := collect(n.conn)
-	if err != nil {
-		return err
-	}
-	chosen, err := choose(links, list)
-	if err != nil {
-		return err
-	}
-	for i, l := range chosen {
+	for _, l := range chosen {
 		if l.Loopback() {
 			continue
 		}
-		card, err := n.bridge(l, queues)
+		card, err := n.bridge(l)
 		if err != nil {
 			return fmt.Errorf("interface %s: %w", l.Name, err)
 		}
-		card.MAC = deviceMAC(chosen, i)
 		n.NICs = append(n.NICs, card)
 	}
-	n.Guest = request(chosen, list)
+	n.Guest = request(chosen, n.device, list)
 	return nil
 }
 
-// bridge makes a tap for an interface and has the kernel hand packets over, both ways.
-func (n *Network) bridge(l rtnl.Link, queues int) (vmm.NIC, error) {
-	card := vmm.NIC{Name: l.Name, MTU: l.MTU}
-	name := fmt.Sprintf("%s%d", tapPrefix, l.Index)
-	var err error
-	if card.Taps, err = sys.OpenTap(name, queues); err != nil {
-		return card, err
-	}
-	n.undo.Add(func() error { closeAll(card.Taps); return nil })
-	if card.Vhosts, err = openVhosts(queues); err != nil {
-		return card, err
-	}
-	n.undo.Add(func() error { closeAll(card.Vhosts); return nil })
-	tap, err := n.find(name)
+// look returns what there is for the guest now. What it cannot have is an error beside it.
+func (n *Network) look() ([]rtnl.Link, lists, error) {
+	links, err := n.conn.Links()
 	if err != nil {
-		return card, err
+		return nil, lists{}, err
 	}
-	if err := n.prepareTap(tap, l); err != nil {
-		return card, fmt.Errorf("set up its tap: %w", err)
+	list, err := collect(n.conn)
+	if err != nil {
+		return nil, lists{}, err
 	}
-	if err := n.conn.AddIngress(tap); err != nil {
-		return card, fmt.Errorf("add ingress qdisc to its tap: %w", err)
+	chosen, refused := choose(links, list, func(index int) bool {
+		return slices.ContainsFunc(n.cards, func(c *card) bool { return c.tap == index })
+	})
+	return chosen, list, refused
+}
+
+// bridge makes a tap for an interface and has the kernel hand packets over, both ways. It runs on a thread in the
+// namespace. After an error nothing is changed.
+func (n *Network) bridge(l rtnl.Link) (_ vmm.NIC, err error) {
+	c := &card{index: l.Index, mtu: l.MTU, device: n.freeMAC(l.MAC)}
+	nic := vmm.NIC{Name: l.Name, MAC: c.device, MTU: vmm.MaxMTU} // what it is now may change
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.undo.Clean())
+		}
+	}()
+	name := fmt.Sprintf("%s%d", tapPrefix, l.Index)
+	if nic.Taps, err = sys.OpenTap(name, n.queues); err != nil {
+		return nic, err
 	}
-	if err := n.conn.Redirect(tap, l.Index, priority, cookie); err != nil {
-		return card, fmt.Errorf("redirect its tap's packets: %w", err)
+	c.undo.Add(func() error { closeAll(nic.Taps); return nil })
+	if nic.Vhosts, err = openVhosts(n.queues); err != nil {
+		return nic, err
 	}
-	return card, n.steal(l, tap)
+	c.undo.Add(func() error { closeAll(nic.Vhosts); return nil })
+	if c.tap, err = n.find(name); err != nil {
+		return nic, err
+	}
+	if err := n.prepareTap(c.tap, l); err != nil {
+		return nic, fmt.Errorf("set up its tap: %w", err)
+	}
+	if err := n.conn.AddIngress(c.tap); err != nil {
+		return nic, fmt.Errorf("add ingress qdisc to its tap: %w", err)
+	}
+	if err := n.conn.Redirect(c.tap, l.Index, priority, cookie); err != nil {
+		return nic, fmt.Errorf("redirect its tap's packets: %w", err)
+	}
+	if err := n.steal(c, l); err != nil {
+		return nic, err
+	}
+	n.cards = append(n.cards, c)
+	return nic, nil
 }
 
 // prepareTap turns the tap on. The namespace's own stack is to say nothing on it: what it said would reach
@@ -151,13 +189,13 @@ func (n *Network) prepareTap(tap int, l rtnl.Link) error {
 }
 
 // steal has what comes in from the interface go to the tap.
-func (n *Network) steal(l rtnl.Link, tap int) error {
+func (n *Network) steal(c *card, l rtnl.Link) error {
 	switch err := n.conn.AddIngress(l.Index); {
 	case errors.Is(err, syscall.EEXIST): // somebody else's, which stays
 	case err != nil:
 		return fmt.Errorf("add ingress qdisc: %w", err)
 	default:
-		n.undo.Add(func() error { return unlessGone(n.conn.DeleteIngress(l.Index)) })
+		c.undo.Add(func() error { return unlessGone(n.conn.DeleteIngress(l.Index)) })
 	}
 	mark := cookie
 	if filtersMulticast(l) {
@@ -166,11 +204,11 @@ func (n *Network) steal(l rtnl.Link, tap int) error {
 	if l.Queue == 0 {
 		mark += queue
 	}
-	n.undo.Add(func() error { return unlessGone(restore(n.conn, l.Index, mark)) })
-	if err := n.conn.Redirect(l.Index, tap, priority, mark); err != nil {
+	c.undo.Add(func() error { return unlessGone(restore(n.conn, l.Index, mark)) })
+	if err := n.conn.Redirect(l.Index, c.tap, priority, mark); err != nil {
 		return fmt.Errorf("redirect its packets: %w", err)
 	}
-	n.undo.Add(func() error { return unlessGone(n.conn.DeleteFilters(l.Index, priority)) })
+	c.undo.Add(func() error { return unlessGone(n.conn.DeleteFilters(l.Index, priority)) })
 	if filtersMulticast(l) { // last, so that the filter's mark tells of it
 		if err := n.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_ALLMULTI}); err != nil {
 			return fmt.Errorf("take all multicast: %w", err)
@@ -212,7 +250,11 @@ func (n *Network) find(name string) (int, error) {
 func (n *Network) Close() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if err := n.undo.Clean(); err != nil {
+	var errs []error
+	for _, c := range n.cards {
+		errs = append(errs, c.undo.Clean())
+	}
+	if err := errors.Join(append(errs, n.undo.Clean())...); err != nil {
 		return fmt.Errorf("give interfaces back: %w", err)
 	}
 	return nil
@@ -251,15 +293,30 @@ func openVhosts(queues int) ([]*os.File, error) {
 	return files, nil
 }
 
-// deviceMAC is the address that a card is plugged with, by which the guest finds it: the interface's own,
-// unless another has the same, as those of one ipvlan have.
-func deviceMAC(chosen []rtnl.Link, i int) net.HardwareAddr {
-	own := chosen[i].MAC
-	twin := slices.IndexFunc(chosen, func(l rtnl.Link) bool { return string(l.MAC) == string(own) })
-	if usable(own) && twin == i {
+// device is the MAC address that the card of an interface was plugged with.
+func (n *Network) device(index int) net.HardwareAddr {
+	for _, c := range n.cards {
+		if c.index == index {
+			return c.device
+		}
+	}
+	return nil
+}
+
+// freeMAC is the address that a card is plugged with, by which the guest finds it: the interface's own, unless
+// another card has it, as those of one ipvlan do.
+func (n *Network) freeMAC(own net.HardwareAddr) net.HardwareAddr {
+	taken := func(mac net.HardwareAddr) bool {
+		return slices.ContainsFunc(n.cards, func(c *card) bool { return string(c.device) == string(mac) })
+	}
+	if usable(own) && !taken(own) {
 		return own
 	}
-	return net.HardwareAddr{0x06, 'h', 'u', 's', 'k', byte(i)} // locally administered
+	for i := 0; ; i++ {
+		if mac := (net.HardwareAddr{0x06, 'h', 'u', 's', 'k', byte(i)}); !taken(mac) || i > maxInterfaces { // locally administered
+			return mac
+		}
+	}
 }
 
 // usable tells whether a card can have the address: neither a group's nor none.

@@ -14,6 +14,7 @@ import (
 	"husk.dev/husk/internal/cleanup"
 	"husk.dev/husk/internal/guest"
 	"husk.dev/husk/internal/logfile"
+	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
@@ -37,14 +38,18 @@ const turnHold = 15 * time.Second
 // attempt is one try to start the VM: what it has made, and whether it was given up.
 type attempt struct {
 	undo    cleanup.Stack
-	dropped chan struct{} // closed before a failed attempt is undone
-	ready   bool          // all of the host's was there; what failed after that is the VM
+	dropped chan struct{}    // closed before a failed attempt is undone
+	network *network.Network // nil: loopback only
+	ready   bool             // all of the host's was there; what failed after that is the VM
 }
 
 // startVM starts the VM from a template where there is one, and boots it where there is none or it fails: no
 // start fails that a boot could serve.
 func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
 	spec := s.vmSpec(r.ID, size)
+	if plan.Network == ocispec.NetworkPath && s.config.Machine == machineAuto {
+		spec.Machine = machinePCI // interfaces may come and go
+	}
 	if key, from := s.findTemplate(spec); from != nil {
 		continued := spec
 		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
@@ -208,7 +213,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	if err := s.connect(ctx, a, vm, spec); err != nil {
 		return nil, err
 	}
-	return root, s.setNetwork(ctx)
+	return root, s.setNetwork(ctx, a, vm)
 }
 
 // patience is how long a VM may take to run, and then its guest to answer.

@@ -1,14 +1,12 @@
 package sandbox
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	"husk.dev/husk/internal/guest"
 	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/vmm"
@@ -33,32 +31,13 @@ func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec
 	if err != nil {
 		return err
 	}
-	net, err := network.Attach(plan.NetNS, min(spec.VCPUs, maxQueues))
+	taken, err := network.Attach(plan.NetNS, min(spec.VCPUs, maxQueues))
 	if err != nil {
 		return err
 	}
-	spec.NICs = net.NICs
-	a.undo.Add(net.Close)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.network = net.Guest
-	return nil
-}
-
-// setNetwork tells the guest what its interfaces are.
-func (s *Sandbox) setNetwork(ctx context.Context) error {
-	s.mu.Lock()
-	request := s.network
-	s.mu.Unlock()
-	if request == nil {
-		return nil
-	}
-	defer s.timing.begin("set up guest network")()
-	ctx, cancel := guest.Bound(ctx)
-	defer cancel()
-	if _, err := s.client().SetNetwork(ctx, request); err != nil {
-		return explain(err, "set up the guest's network")
-	}
+	spec.NICs = taken.NICs
+	a.undo.Add(taken.Close)
+	a.network = taken
 	return nil
 }
 

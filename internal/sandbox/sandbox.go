@@ -72,16 +72,15 @@ type Sandbox struct {
 	guest      *guest.Client
 	console    *logfile.Writer
 	containers map[string]*container
-	shells     map[string]*process        // debug shells, which are in no container
-	undo       cleanup.Stack              // all host resources, in the order they were made
-	ending     bool                       // teardown has begun
-	reason     string                     // why, valid with ending
-	shared     bool                       // the guest writes to files of the host
-	remove     bool                       // nothing is to be left, see Remove
-	network    *agentv1.SetNetworkRequest // what the guest is told of its network; nil: loopback only
-	cgroup     *hostcgroup.Group          // what this process has joined; nil: nothing
-	making     map[*making]bool           // the Creates that go on
-	pod        pod                        // what containers that come later share with the first
+	shells     map[string]*process // debug shells, which are in no container
+	undo       cleanup.Stack       // all host resources, in the order they were made
+	ending     bool                // teardown has begun
+	reason     string              // why, valid with ending
+	shared     bool                // the guest writes to files of the host
+	remove     bool                // nothing is to be left, see Remove
+	cgroup     *hostcgroup.Group   // what this process has joined; nil: nothing
+	making     map[*making]bool    // the Creates that go on
+	pod        pod                 // what containers that come later share with the first
 }
 
 // New makes a sandbox with no VM yet: the first Create starts it.

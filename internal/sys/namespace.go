@@ -10,6 +10,15 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// ThisNetwork opens the network namespace of the calling thread, and keeps it in being.
+func ThisNetwork() (*os.File, error) {
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	return f, nil
+}
+
 // InNetwork calls f on a thread of its own in the network namespace at path. What f opens there stays there.
 func InNetwork(path string, f func() error) error {
 	done := make(chan error)

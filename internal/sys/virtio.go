@@ -1,10 +1,14 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sort"
+
+	"golang.org/x/sys/unix"
 )
 
 // virtioBlk is where the driver of virtio-blk disks shows its devices, and takes and lets go of them.
@@ -41,6 +45,22 @@ func ReleaseDisks() ([]string, error) {
 func BindDisk(name string) error {
 	if err := os.WriteFile(virtioBlk+"/bind", []byte(name), 0); err != nil {
 		return fmt.Errorf("bind disk: %w", err)
+	}
+	return nil
+}
+
+// ReleaseCard takes the driver from the virtio network card with an interface, which is gone then. What is none is
+// left alone.
+func ReleaseCard(name string) error {
+	device, err := os.Readlink(filepath.Join("/sys/class/net", name, "device"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = os.WriteFile("/sys/bus/virtio/drivers/virtio_net/unbind", []byte(filepath.Base(device)), 0)
+	}
+	if err != nil && !errors.Is(err, unix.ENODEV) { // it was unplugged meanwhile
+		return fmt.Errorf("release network card: %w", err)
 	}
 	return nil
 }

@@ -136,20 +136,29 @@ const (
 func checkNICs(s Spec) error {
 	seen := map[string]bool{}
 	for i, nic := range s.NICs {
-		mac := nic.MAC
-		switch {
-		case len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00":
-			return fmt.Errorf("network card %d (%s): MAC address %q: must be that of one card", i, nic.Name, mac)
-		case seen[mac.String()]:
-			return fmt.Errorf("network card %d (%s): MAC address %s is taken by another card", i, nic.Name, mac)
-		case nic.MTU < MinMTU || nic.MTU > MaxMTU:
-			return fmt.Errorf("network card %d (%s): MTU %d: must be from %d to %d", i, nic.Name, nic.MTU, MinMTU, MaxMTU)
-		case len(nic.Taps) < 1 || len(nic.Taps) > MaxQueues:
-			return fmt.Errorf("network card %d (%s): %d queues: must be from 1 to %d", i, nic.Name, len(nic.Taps), MaxQueues)
-		case len(nic.Vhosts) != 0 && len(nic.Vhosts) != len(nic.Taps):
-			return fmt.Errorf("network card %d (%s): %d vhost files for %d queues: must be as many, or none", i, nic.Name, len(nic.Vhosts), len(nic.Taps))
+		if err := nic.Check(); err != nil {
+			return fmt.Errorf("network card %d (%s): %w", i, nic.Name, err)
 		}
-		seen[mac.String()] = true
+		if seen[nic.MAC.String()] {
+			return fmt.Errorf("network card %d (%s): MAC address %s is taken by another card", i, nic.Name, nic.MAC)
+		}
+		seen[nic.MAC.String()] = true
+	}
+	return nil
+}
+
+// Check returns the first thing in a card that no driver takes.
+func (n NIC) Check() error {
+	mac := n.MAC
+	switch {
+	case len(mac) != 6 || mac[0]&1 != 0 || mac.String() == "00:00:00:00:00:00":
+		return fmt.Errorf("MAC address %q: must be that of one card", mac)
+	case n.MTU < MinMTU || n.MTU > MaxMTU:
+		return fmt.Errorf("MTU %d: must be from %d to %d", n.MTU, MinMTU, MaxMTU)
+	case len(n.Taps) < 1 || len(n.Taps) > MaxQueues:
+		return fmt.Errorf("%d queues: must be from 1 to %d", len(n.Taps), MaxQueues)
+	case len(n.Vhosts) != 0 && len(n.Vhosts) != len(n.Taps):
+		return fmt.Errorf("%d vhost files for %d queues: must be as many, or none", len(n.Vhosts), len(n.Taps))
 	}
 	return nil
 }

@@ -115,7 +115,7 @@ type Share struct {
 type NIC struct {
 	Name string           // for messages
 	MAC  net.HardwareAddr // 6 bytes, of no group and not zero; no two cards of a VM share one
-	MTU  int              // most bytes of a packet, Ethernet's header not counted: 68 to 65535
+	MTU  int              // most that the guest may set it to, in bytes of a packet less Ethernet's header: 68 to 65535
 	// Taps are the tap's queues, all open and attached, with IFF_VNET_HDR and IFF_NO_PI: packets begin with
 	// a struct virtio_net_hdr. More than one needs IFF_MULTI_QUEUE.
 	Taps []*os.File
@@ -160,6 +160,17 @@ type Keyer interface {
 type Pauser interface {
 	Pause(ctx context.Context) error
 	Resume(ctx context.Context) error
+}
+
+// NICPlugger plugs network cards into and out of a running VM. A machine that has no place for a card, or none
+// left, gives an error that matches ErrNotSupported.
+type NICPlugger interface {
+	// PlugNIC adds a card, which the guest finds in its own time. It takes ownership of the card's files,
+	// whatever it returns.
+	PlugNIC(ctx context.Context, nic NIC) error
+	// UnplugNIC takes the card with a MAC address away, which the guest is to have let go of. Its tap is gone
+	// when UnplugNIC returns, also where the guest holds on to it, which is an error.
+	UnplugNIC(ctx context.Context, mac net.HardwareAddr) error
 }
 
 // Isolator tells what keeps a VM's guest in. A VM without it counts as Emulated.

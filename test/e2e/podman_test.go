@@ -97,6 +97,10 @@ var podmanNetwork = []line{
 		ip=$(p inspect -f '{{.NetworkSettings.IPAddress}}' $A); get() { printf 'GET / HTTP/1.0\r\n\r\n' | busybox nc -w 5 $1 $2 | tail -n1; }; i=0; until [ "$(get $ip 80 2>/dev/null)" = web ] || [ $((i+=1)) = 50 ]; do sleep 0.2; done
 		b=$(p run --rm --add-host x:1.2.3.4 --dns 9.9.9.9 demo sh -c "echo \$(awk '/1.2.3.4/ {print \$1}' /etc/hosts) \$(awk '/nameserver/ {print \$2}' /etc/resolv.conf); ping -c1 $ip | grep -c '1 packets rec'; printf 'GET / HTTP/1.0\r\n\r\n' | nc -w 5 $ip 80 | tail -n1")
 		set -- $b; echo $1 $2 $(get $ip 80) $(get $(ip -4 -o addr show podman0 | awk '{sub("/.*", "", $4); print $4}') 8088) $(p port $A) $3 $4; p rm -t 0 -f $A >/dev/null`},
+	{"connect", "lo eth0\nlo eth0 eth1 10.44.0.5/24 1\nlo eth0", `p network create --subnet 10.44.0.0/24 --disable-dns n2 >/dev/null; p run -d --name $A demo sleep 1000 >/dev/null
+		see() { i=0; until o=$(p exec $A sh -c 'echo lo $(ls /sys/class/net | grep eth) $(ip addr show dev eth1 2>/dev/null | sed -n "s/.*inet \([^ ]*\).*/\1/p")') && [ $(echo $o | wc -w) = $1 ] || [ $((i+=1)) = 50 ]; do sleep 0.2; done; echo $o; }
+		see 2; p network connect --ip 10.44.0.5 n2 $A; o=$(see 4); echo $o $(busybox ping -c 1 -W 20 10.44.0.5 | grep -c '1 packets rec'); p network disconnect n2 $A; see 2
+		p rm -t 0 -f $A >/dev/null; p network rm n2 >/dev/null`},
 }
 
 // podmanHost checks what the engine, and whoever looks at its host, sees of a container.

@@ -64,12 +64,13 @@ func contains(list [][]byte, m []byte) bool {
 // addresses makes the cards' addresses those of the request.
 func (s *setter) addresses(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyAddress)
+	s.done.addresses = wanted
 	there, err := s.listed(syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, s.card) })
 	if err != nil {
 		return err
 	}
 	for _, m := range there {
-		if contains(wanted, m) {
+		if contains(wanted, m) || !s.last.had(func(a *applied) [][]byte { return a.addresses }, m) {
 			continue
 		}
 		// A first address takes those with it that depend on it.
@@ -132,13 +133,17 @@ const noDAD = 2
 // routes makes the routes out of the cards those of the request, and adds the others.
 func (s *setter) routes(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyRoute)
+	s.done.routes = wanted
 	any := func(index int) int { return index }
 	there, err := s.listed(syscall.RTM_GETROUTE, func(m []byte) []byte { return rtnl.CopyRoute(m, any) })
 	if err != nil {
 		return err
 	}
 	for _, m := range there {
-		if contains(wanted, m) || !rtnl.Outgoing(m) || rtnl.CopyRoute(m, s.card) == nil {
+		if contains(wanted, m) || !s.last.had(func(a *applied) [][]byte { return a.routes }, m) {
+			continue
+		}
+		if s.last == nil && (!rtnl.Outgoing(m) || rtnl.CopyRoute(m, s.card) == nil) {
 			continue
 		}
 		if err := s.conn.Do(syscall.RTM_DELROUTE, 0, m); err != nil && !errors.Is(err, syscall.ESRCH) {
@@ -174,9 +179,15 @@ func direct(m []byte) int {
 	return 1
 }
 
-// neighbors adds the request's neighbours.
+// neighbors makes the neighbours that a request has set those of this one.
 func (s *setter) neighbors(list [][]byte) error {
-	for _, m := range s.translate(list, rtnl.CopyNeighbor) {
+	s.done.neighbors = s.translate(list, rtnl.CopyNeighbor)
+	for _, m := range s.stale(s.done.neighbors, func(a *applied) [][]byte { return a.neighbors }) {
+		if err := s.conn.Do(syscall.RTM_DELNEIGH, 0, m); err != nil && !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ENODEV) && !errors.Is(err, syscall.EINVAL) {
+			return fmt.Errorf("remove neighbour %s: %w", rtnl.Describe(syscall.RTM_NEWNEIGH, m), err)
+		}
+	}
+	for _, m := range s.done.neighbors {
 		if err := s.conn.Do(syscall.RTM_NEWNEIGH, create|replace, m); err != nil {
 			return fmt.Errorf("add neighbour %s: %w", rtnl.Describe(syscall.RTM_NEWNEIGH, m), err)
 		}
@@ -184,17 +195,41 @@ func (s *setter) neighbors(list [][]byte) error {
 	return nil
 }
 
-// rules adds the request's rules that are not there.
+// stale is what the last request has set and this one lacks.
+func (s *setter) stale(wanted [][]byte, of func(*applied) [][]byte) (out [][]byte) {
+	if s.last == nil {
+		return nil
+	}
+	for _, m := range of(s.last) {
+		if !contains(wanted, m) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// rules makes the routing rules that a request has set those of this one.
 func (s *setter) rules(list [][]byte) error {
-	if len(list) == 0 {
+	for _, m := range list {
+		if m = rtnl.CopyRule(m); m != nil {
+			s.done.rules = append(s.done.rules, m)
+		}
+	}
+	old := s.stale(s.done.rules, func(a *applied) [][]byte { return a.rules })
+	if len(s.done.rules)+len(old) == 0 {
 		return nil
 	}
 	there, err := s.listed(syscall.RTM_GETRULE, rtnl.CopyRule)
 	if err != nil {
 		return err
 	}
-	for _, m := range list {
-		if m = rtnl.CopyRule(m); m == nil || contains(there, m) {
+	for _, m := range old {
+		if err := s.conn.Do(syscall.RTM_DELRULE, 0, m); err != nil && !errors.Is(err, syscall.ENOENT) {
+			return fmt.Errorf("remove routing rule: %w", err)
+		}
+	}
+	for _, m := range s.done.rules {
+		if contains(there, m) {
 			continue
 		}
 		if err := s.conn.Do(syscall.RTM_NEWRULE, create|only, m); err != nil && !errors.Is(err, syscall.EEXIST) {

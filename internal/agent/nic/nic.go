@@ -10,10 +10,14 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/sys/rtnl"
 )
 
@@ -26,8 +30,11 @@ const (
 	maxName       = 15   // IFNAMSIZ less the final zero
 )
 
-// cardWait bounds the wait for a card that was just plugged in.
-const cardWait = 5 * time.Second
+// cardWait bounds the wait for a card that was just plugged in, and cardCheck is how often it is looked for.
+const (
+	cardWait  = 5 * time.Second
+	cardCheck = 20 * time.Millisecond
+)
 
 // Errors that callers tell apart.
 var (
@@ -35,9 +42,46 @@ var (
 	ErrNoCard  = errors.New("no network card")
 )
 
+// Network is the guest's network as it was last set.
+type Network struct {
+	mu   sync.Mutex
+	last *applied // guarded by mu: nil before the first request
+}
+
+// applied is what a request has set, with this guest's numbers of interfaces.
+type applied struct {
+	interfaces                          map[uint32]*agentv1.Interface // by this guest's number
+	addresses, routes, neighbors, rules [][]byte
+}
+
+// had tells whether an earlier request set what one of the lists holds. Before the first, all that is there is to
+// be as the request says.
+func (a *applied) had(list func(*applied) [][]byte, m []byte) bool {
+	return a == nil || contains(list(a), m)
+}
+
+// add adds what a request has set that failed.
+func (a *applied) add(b *applied) {
+	for index := range b.interfaces { // how far it got is not known
+		delete(a.interfaces, index)
+	}
+	for _, lists := range []struct{ to, from *[][]byte }{
+		{&a.addresses, &b.addresses}, {&a.routes, &b.routes}, {&a.neighbors, &b.neighbors}, {&a.rules, &b.rules},
+	} {
+		for _, m := range *lists.from {
+			if !contains(*lists.to, m) {
+				*lists.to = append(*lists.to, m)
+			}
+		}
+	}
+}
+
 // Apply makes the interfaces that the request names what it says, and leaves others alone. It may be called
-// again. The loopback interface only gains.
-func Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error {
+// again: what an earlier request has set and this one lacks is removed then, and what the containers have set
+// themselves stays. The loopback interface only gains.
+func (n *Network) Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	if err := check(r); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
@@ -46,8 +90,23 @@ func Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error {
 		return err
 	}
 	defer conn.Close()
-	s := &setter{conn: conn, cards: map[uint32]rtnl.Link{}}
+	s := &setter{conn: conn, cards: map[uint32]rtnl.Link{}, last: n.last, done: &applied{interfaces: map[uint32]*agentv1.Interface{}}}
 	if err := s.find(ctx, r.GetInterfaces()); err != nil {
+		return err
+	}
+	err = s.set(r)
+	switch {
+	case err == nil:
+		n.last = s.done
+	case n.last != nil: // after a failed first one, all that is there is still to be looked at
+		n.last.add(s.done)
+	}
+	return err
+}
+
+// set sets up the interfaces that were found, in the order in which one thing needs the other.
+func (s *setter) set(r *agentv1.SetNetworkRequest) error {
+	if err := s.leave(); err != nil {
 		return err
 	}
 	if err := s.rename(r.GetInterfaces()); err != nil {
@@ -115,13 +174,15 @@ func check(r *agentv1.SetNetworkRequest) error {
 type setter struct {
 	conn  *rtnl.Conn
 	cards map[uint32]rtnl.Link // this guest's, by the host's number
+	last  *applied             // what was set before
+	done  *applied             // what is set now
 }
 
 // find waits until all cards are there.
 func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 	ctx, cancel := context.WithTimeout(ctx, cardWait)
 	defer cancel()
-	for wait := time.Millisecond; ; wait *= 2 {
+	for wait := time.Millisecond; ; wait = min(2*wait, cardCheck) {
 		links, err := s.conn.Links()
 		if err != nil {
 			return err
@@ -165,6 +226,26 @@ func match(links []rtnl.Link, device []byte) (rtnl.Link, bool) {
 	return rtnl.Link{}, false
 }
 
+// leave lets go of the cards that the last request had set up and this one does not name: they are about to be
+// unplugged.
+func (s *setter) leave() error {
+	if s.last == nil {
+		return nil
+	}
+	links, err := s.conn.Links()
+	if err != nil {
+		return err
+	}
+	for _, l := range links {
+		if i := s.last.interfaces[uint32(l.Index)]; len(i.GetDevice()) != 0 && s.card(l.Index) == 0 {
+			if err := sys.ReleaseCard(l.Name); err != nil {
+				return fmt.Errorf("interface %s: %w", l.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
 // rename gives the cards their names. A name that a card is to have may be that of another one still.
 func (s *setter) rename(wanted []*agentv1.Interface) error {
 	for _, pass := range []string{"husk-%d", ""} {
@@ -197,6 +278,9 @@ func (s *setter) rename(wanted []*agentv1.Interface) error {
 // host's list has that too, and no time is lost with asking who else has it.
 func (s *setter) prepare(i *agentv1.Interface) error {
 	l := s.cards[i.GetIndex()]
+	if s.settled(l, i) {
+		return nil
+	}
 	if l.Loopback() {
 		return s.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_UP})
 	}
@@ -229,10 +313,17 @@ func (s *setter) prepare(i *agentv1.Interface) error {
 	return s.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_UP})
 }
 
+// settled tells whether the last request set the interface up just so.
+func (s *setter) settled(l rtnl.Link, i *agentv1.Interface) bool {
+	return s.last != nil && proto.Equal(s.last.interfaces[uint32(l.Index)], i)
+}
+
 // finish lets an interface make itself link-local addresses from now on.
 func (s *setter) finish(i *agentv1.Interface) error {
 	l := s.cards[i.GetIndex()]
-	if l.Loopback() || i.GetNoLinkLocal() {
+	settled := s.settled(l, i)
+	s.done.interfaces[uint32(l.Index)] = i
+	if l.Loopback() || i.GetNoLinkLocal() || settled {
 		return nil
 	}
 	return ignoreFamily(s.conn.SetLinkLocal(l.Index, true))

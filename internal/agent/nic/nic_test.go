@@ -38,7 +38,7 @@ func TestApplyRefuses(t *testing.T) {
 		"16385 routes":           {Routes: make([][]byte, 16385)},
 		"an entry of 4097 bytes": {Rules: [][]byte{make([]byte, 4097)}},
 	} {
-		if err := Apply(t.Context(), r); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), what) {
+		if err := new(Network).Apply(t.Context(), r); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), what) {
 			t.Errorf("Apply: %v, want ErrInvalid and %s", err, what)
 		}
 	}

@@ -18,7 +18,7 @@ const (
 	// but only of blocks that the device has whole: memoryBlock.
 	memoryUnit, memoryBlock = 4, 128
 	// portCount is how many devices can be plugged into a running q35.
-	portCount = 4
+	portCount = 8
 )
 
 // agentPort is the name of the guest's virtio-serial port that carries internal/channel.

@@ -45,11 +45,13 @@ func (b *builder) nic(i int, nic vmm.NIC) {
 		card += ",mq=on"
 	}
 	if b.spec.Machine != microvm {
-		// An interrupt for each queue, the control queue and changes of the configuration.
-		card += fmt.Sprintf(",vectors=%d,romfile=", 2*len(f.taps)+2)
+		card += fmt.Sprintf(",vectors=%d,romfile=", vectors(len(f.taps)))
 	}
 	b.device("virtio-net", card, true)
 }
+
+// vectors is an interrupt for each queue, the control queue and changes of the configuration.
+func vectors(queues int) int { return 2*queues + 2 }
 
 // descriptors names inherited files as -netdev has it: fd=7, and fds=7:8 where there are several.
 func descriptors(key string, fds []int) string {

@@ -25,18 +25,19 @@ type qmpClient struct {
 	done    chan struct{} // closed when nothing more comes
 
 	mu      sync.Mutex
-	next    uint64                  // guarded by mu: id of the last command
-	pending map[uint64]chan message // guarded by mu: commands without a reply
-	running bool                    // guarded by mu: resumed is closed
-	reason  string                  // guarded by mu: the last event that told why the VM ends
-	failed  error                   // guarded by mu: why nothing more comes
+	next    uint64                   // guarded by mu: id of the last command
+	pending map[uint64]chan message  // guarded by mu: commands without a reply
+	running bool                     // guarded by mu: resumed is closed
+	leaving map[string]chan struct{} // guarded by mu: closed when the device of that id is gone
+	reason  string                   // guarded by mu: the last event that told why the VM ends
+	failed  error                    // guarded by mu: why nothing more comes
 }
 
 // newQMP runs a client on conn, which it owns from then on.
 func newQMP(conn net.Conn) *qmpClient {
 	c := &qmpClient{
 		conn: conn, greeted: make(chan struct{}), resumed: make(chan struct{}), done: make(chan struct{}),
-		pending: map[uint64]chan message{},
+		pending: map[uint64]chan message{}, leaving: map[string]chan struct{}{},
 	}
 	go c.read()
 	return c
@@ -63,6 +64,19 @@ func (c *qmpClient) awaitResume(ctx context.Context) error {
 		return fmt.Errorf("load the saved VM: %w", c.err())
 	case <-ctx.Done():
 		return fmt.Errorf("load the saved VM: %w", ctx.Err())
+	}
+}
+
+// left returns what is closed when the device with an id is gone, and what ends the wait for it.
+func (c *qmpClient) left(id string) (gone <-chan struct{}, forget func()) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	wait := make(chan struct{})
+	c.leaving[id] = wait
+	return wait, func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.leaving, id)
 	}
 }
 
@@ -200,6 +214,10 @@ func (c *qmpClient) deliver(m message) {
 		if m.Event == "RESUME" && !c.running {
 			c.running = true
 			close(c.resumed)
+		}
+		if id := deletedDevice(m); c.leaving[id] != nil {
+			close(c.leaving[id])
+			delete(c.leaving, id)
 		}
 		return
 	}

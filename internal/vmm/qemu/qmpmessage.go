@@ -91,3 +91,14 @@ func endReason(m message) string {
 	}
 	return ""
 }
+
+// deletedDevice is the id of the device that an event says is gone, empty for every other event.
+func deletedDevice(m message) string {
+	var data struct {
+		Device string `json:"device"`
+	}
+	if m.Event != "DEVICE_DELETED" || json.Unmarshal(m.Data, &data) != nil {
+		return ""
+	}
+	return data.Device
+}

@@ -22,7 +22,7 @@ const dialPause = 20 * time.Millisecond
 // exitGrace is how long QEMU may take to end once it has closed its monitor.
 const exitGrace = 500 * time.Millisecond
 
-// machine is a running QEMU. It implements vmm.VM, vmm.Pauser and vmm.Saver.
+// machine is a running QEMU. It implements vmm.VM, vmm.Pauser, vmm.Saver and vmm.NICPlugger.
 type machine struct {
 	id     string
 	cmd    *exec.Cmd
@@ -32,6 +32,7 @@ type machine struct {
 	cid    uint32          // of the vsock
 	accel  string          // kvm or tcg
 	ram    *os.File        // the guest's memory, where it is to be saved or lent
+	cards  cards
 
 	stopped atomic.Bool   // we asked for the end
 	hungUp  atomic.Bool   // it closed its monitor and lived on, so it was killed
@@ -51,6 +52,7 @@ func (m *machine) Isolation() vmm.Isolation {
 // when QEMU has ended. On an error QEMU is gone again.
 func newMachine(s vmm.Spec, cmd *exec.Cmd, stderr *tail, r *resources, done chan struct{}) (*machine, error) {
 	m := &machine{id: s.ID, cmd: cmd, stderr: stderr, qmp: newQMP(r.qmp), ram: r.ram, done: done}
+	m.cards.begin(s)
 	if r.agent != nil {
 		agent, err := channel.NewClient(r.agent)
 		if err != nil {
