@@ -67,14 +67,16 @@ func (s *service) createFirst(ctx context.Context, host *Host, c *container, req
 		request.Stdio.Close()
 		return nil, err
 	}
+	forwarded := forwardFor(box, c, s.log)
 	if err := box.Create(ctx, request); err != nil {
+		(<-forwarded).close()
 		<-box.Done()
 		return nil, errors.Join(err, box.Remove())
 	}
 	c.first = true
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.box, s.host = box, host
+	s.box, s.host, s.forward = box, host, <-forwarded
 	return nil, nil
 }
 
@@ -194,6 +196,7 @@ func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *containe
 		errs = append(errs, c.dir.Remove())
 	}
 	if last {
+		s.forward.close()
 		box.End("its last container was deleted")
 		errs = append(errs, box.Remove())
 	}
@@ -230,6 +233,7 @@ func (s *service) endAll(reason string) {
 	if box == nil {
 		return
 	}
+	s.forward.close()
 	box.End(reason)
 	for _, c := range all {
 		select {

@@ -35,7 +35,8 @@ type service struct {
 	called             chan struct{} // closed by the first request
 	end                chan struct{} // closed when the shim is to end
 
-	making sync.Mutex // held while a sandbox is made or ended
+	making  sync.Mutex // held while a sandbox is made or ended; guards the field below
+	forward *forwarder // nil without the network of a pod
 
 	mu         sync.Mutex // guards the fields below
 	host       *Host

@@ -1199,6 +1199,58 @@ func (x *ShellRequest) GetProgram() uint64 {
 	return 0
 }
 
+type ConnectRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
+	Stream        uint64                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"` // token of the stream that carries what is sent both ways
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConnectRequest) Reset() {
+	*x = ConnectRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConnectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConnectRequest) ProtoMessage() {}
+
+func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
+func (*ConnectRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *ConnectRequest) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
+func (x *ConnectRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
 type SignalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Container     string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
@@ -1211,7 +1263,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1223,7 +1275,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1236,7 +1288,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1279,7 +1331,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1291,7 +1343,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1304,7 +1356,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1345,7 +1397,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1409,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1422,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1400,7 +1452,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1412,7 +1464,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1425,7 +1477,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1471,7 +1523,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1483,7 +1535,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1496,7 +1548,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1558,7 +1610,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1622,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1635,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1645,7 +1697,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1657,7 +1709,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1670,7 +1722,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1702,7 +1754,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1766,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1779,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1781,7 +1833,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1793,7 +1845,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1806,7 +1858,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1831,7 +1883,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1843,7 +1895,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1856,7 +1908,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1923,7 +1975,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1935,7 +1987,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1948,7 +2000,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Event) GetContainer() string {
@@ -2016,7 +2068,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2028,7 +2080,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2041,7 +2093,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2066,7 +2118,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2078,7 +2130,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2091,7 +2143,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2187,7 +2239,10 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04exec\x18\x01 \x01(\tR\x04exec\x12*\n" +
 	"\x05stdio\x18\x02 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x18\n" +
-	"\aprogram\x18\x04 \x01(\x04R\aprogram\"k\n" +
+	"\aprogram\x18\x04 \x01(\x04R\aprogram\"<\n" +
+	"\x0eConnectRequest\x12\x12\n" +
+	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"k\n" +
 	"\rSignalRequest\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x16\n" +
@@ -2259,7 +2314,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM2\xbe\t\n" +
+	"\x03OOM2\xfe\t\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -2277,7 +2332,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06Events\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Event0\x01\x12A\n" +
 	"\x05Shell\x12\x1b.husk.agent.v1.ShellRequest\x1a\x1b.husk.agent.v1.ExecResponse\x12D\n" +
 	"\n" +
-	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
+	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x12>\n" +
+	"\aConnect\x12\x1d.husk.agent.v1.ConnectRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Rest\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
 
@@ -2293,7 +2349,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2312,20 +2368,21 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*ExecRequest)(nil),             // 14: husk.agent.v1.ExecRequest
 	(*ExecResponse)(nil),            // 15: husk.agent.v1.ExecResponse
 	(*ShellRequest)(nil),            // 16: husk.agent.v1.ShellRequest
-	(*SignalRequest)(nil),           // 17: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 18: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 19: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 20: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 21: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 22: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 23: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 24: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 25: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 26: husk.agent.v1.Process
-	(*Event)(nil),                   // 27: husk.agent.v1.Event
-	(*Exit)(nil),                    // 28: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 29: husk.agent.v1.OOM
-	nil,                             // 30: husk.agent.v1.MemoryStats.StatEntry
+	(*ConnectRequest)(nil),          // 17: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 18: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 19: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 20: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 21: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 22: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 23: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 24: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 25: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 26: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 27: husk.agent.v1.Process
+	(*Event)(nil),                   // 28: husk.agent.v1.Event
+	(*Exit)(nil),                    // 29: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 30: husk.agent.v1.OOM
+	nil,                             // 31: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	6,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
@@ -2336,52 +2393,54 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	11, // 5: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
 	12, // 6: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
 	12, // 7: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	21, // 8: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	22, // 9: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	23, // 10: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	24, // 11: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	30, // 12: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	26, // 13: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	28, // 14: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	29, // 15: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	22, // 8: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	23, // 9: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	24, // 10: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	25, // 11: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	31, // 12: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	27, // 13: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	29, // 14: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	30, // 15: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
 	1,  // 16: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
 	3,  // 17: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
 	7,  // 18: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
 	13, // 19: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
 	13, // 20: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
 	14, // 21: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	17, // 22: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	18, // 23: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	18, // 22: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	19, // 23: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
 	13, // 24: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
 	13, // 25: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	19, // 26: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	20, // 26: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
 	13, // 27: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
 	13, // 28: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
 	0,  // 29: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
 	16, // 30: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
 	5,  // 31: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	0,  // 32: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 33: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 34: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 35: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	9,  // 36: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 37: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 38: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	15, // 39: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 40: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 41: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 42: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 43: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 44: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	20, // 45: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	25, // 46: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	27, // 47: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	15, // 48: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 49: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 50: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 51: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	34, // [34:52] is the sub-list for method output_type
-	16, // [16:34] is the sub-list for method input_type
+	17, // 32: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	0,  // 33: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 34: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 35: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 36: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	9,  // 37: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 38: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 39: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	15, // 40: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 41: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 42: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 43: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 44: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 45: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	21, // 46: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	26, // 47: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	28, // 48: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	15, // 49: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 50: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 51: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 52: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 53: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	35, // [35:54] is the sub-list for method output_type
+	16, // [16:35] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -2393,7 +2452,7 @@ func file_api_agent_v1_agent_proto_init() {
 		return
 	}
 	file_api_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[27].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[28].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2403,7 +2462,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   31,
+			NumMessages:   32,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

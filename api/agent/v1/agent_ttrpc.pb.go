@@ -24,6 +24,7 @@ type AgentService interface {
 	Events(context.Context, *Empty, Agent_EventsServer) error
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
 	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
+	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -149,6 +150,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.SetNetwork(ctx, &req)
 			},
+			"Connect": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ConnectRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Connect(ctx, &req)
+			},
 			"Rest": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
 				if err := unmarshal(&req); err != nil {
@@ -197,6 +205,7 @@ type AgentClient interface {
 	Events(context.Context, *Empty) (Agent_EventsClient, error)
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
 	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
+	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -355,6 +364,14 @@ func (c *agentClient) Shell(ctx context.Context, req *ShellRequest) (*ExecRespon
 func (c *agentClient) SetNetwork(ctx context.Context, req *SetNetworkRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "SetNetwork", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Connect(ctx context.Context, req *ConnectRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "Connect", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

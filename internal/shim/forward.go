@@ -1,0 +1,158 @@
+package shim
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os/exec"
+	"strconv"
+	"strings"
+	"time"
+
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/sys"
+)
+
+const (
+	// ruleWait bounds one call of iptables, which waits for others of its kind.
+	ruleWait = 5 * time.Second
+	// maxForwards bounds the connections that are passed on at a time.
+	maxForwards = 256
+)
+
+// forwarder passes connections to the loopback of a pod's network namespace on to the guest's. containerd forwards
+// ports that way: it enters the namespace, where nothing of the pod listens, and connects to localhost.
+type forwarder struct {
+	box       *sandbox.Sandbox
+	log       *slog.Logger
+	network   string // path of the namespace
+	listeners []net.Listener
+	rules     [][]string // commands that take back what was set
+	slots     chan struct{}
+}
+
+// families are those of the loopback: its address and the program that redirects what goes there.
+var families = []struct{ network, address, program string }{
+	{"tcp4", "127.0.0.1", "iptables"}, {"tcp6", "::1", "ip6tables"},
+}
+
+// forward begins to pass on connections. Where the machine lacks what that takes, pods have no port forwarding.
+func forward(box *sandbox.Sandbox, path string, log *slog.Logger) *forwarder {
+	f := &forwarder{box: box, log: log, network: path, slots: make(chan struct{}, maxForwards)}
+	err := sys.InNetwork(path, func() error {
+		var errs []error
+		for _, family := range families {
+			errs = append(errs, f.redirect(family.network, family.address, family.program))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		log.Warn("ports of the pod cannot be forwarded in full", "error", err)
+	}
+	for _, l := range f.listeners {
+		go f.accept(l)
+	}
+	return f
+}
+
+// redirect listens on a port of the namespace's loopback and has all connections to others there end up at it. It is
+// called in the namespace.
+func (f *forwarder) redirect(network, address, program string) error {
+	listener, err := net.Listen(network, net.JoinHostPort(address, "0"))
+	if err != nil {
+		return fmt.Errorf("listen in the pod's network: %w", err)
+	}
+	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+	rule := []string{"OUTPUT", "-o", "lo", "-p", "tcp", "-d", address, "-j", "REDIRECT", "--to-ports", port}
+	if err := iptables(program, "-A", rule); err != nil {
+		listener.Close()
+		return err
+	}
+	f.listeners = append(f.listeners, listener)
+	f.rules = append(f.rules, append([]string{program}, rule...))
+	return nil
+}
+
+func iptables(program, verb string, rule []string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), ruleWait)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, program, append([]string{"-w", "-t", "nat", verb}, rule...)...).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("redirect the pod's loopback with %s: %w: %.200s", program, err, strings.TrimSpace(string(out)))
+	}
+	return nil
+}
+
+func (f *forwarder) accept(l net.Listener) {
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			return // closed
+		}
+		f.slots <- struct{}{}
+		go func() {
+			defer func() { <-f.slots }()
+			defer conn.Close()
+			if err := f.pass(conn.(*net.TCPConn)); err != nil {
+				f.log.Info("forward port", "error", err)
+				_ = conn.(*net.TCPConn).SetLinger(0) // refuses it, as a port on which nothing listens does
+			}
+		}()
+	}
+}
+
+// pass joins a connection to the guest's port of the same number.
+func (f *forwarder) pass(conn *net.TCPConn) error {
+	port, err := sys.OriginalPort(conn)
+	if err != nil {
+		return err
+	}
+	guest, err := f.box.Connect(context.Background(), port)
+	if err != nil {
+		return err
+	}
+	defer guest.Close()
+	go func() {
+		_, _ = io.Copy(guest, conn) // an error is an end
+		guest.Close()
+	}()
+	_, _ = io.Copy(conn, guest)
+	return nil
+}
+
+// forwardFor begins to forward ports where c is the first container of a pod with a network, while the virtual machine
+// starts. What it sends is nil for others.
+func forwardFor(box *sandbox.Sandbox, c *container, log *slog.Logger) <-chan *forwarder {
+	made := make(chan *forwarder, 1)
+	path, _ := network(c.spec)
+	if path == "" || !ocispec.IsSandbox(c.spec) {
+		made <- nil
+		return made
+	}
+	go func() { made <- forward(box, path, log) }()
+	return made
+}
+
+// close ends the forwarding and takes back the rules, where the namespace is still there.
+func (f *forwarder) close() {
+	if f == nil {
+		return
+	}
+	for _, l := range f.listeners {
+		l.Close()
+	}
+	err := sys.InNetwork(f.network, func() error {
+		var errs []error
+		for _, rule := range f.rules {
+			errs = append(errs, iptables(rule[0], "-D", rule[1:]))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		f.log.Debug("take back the forwarding of ports", "error", err)
+	}
+}
