@@ -28,11 +28,13 @@ const (
 	unixScheme  = "unix://"
 )
 
-// stateID is the name of a container's state among those of all namespaces, "" where it cannot have one.
+// stateID is the name of a container's state among those of all namespaces, "" where it cannot have one. That of a long id
+// begins like it.
 func stateID(namespace, id string) string {
 	name := namespace + "." + id
 	if len(name) > maxStateID {
-		name = fmt.Sprintf("%.32s.%x", namespace, sha256.Sum256([]byte(name)))
+		sum := sha256.Sum256([]byte(name))
+		name = fmt.Sprintf("%.16s.%.24s-%x", namespace, id, sum[:6])
 	}
 	if state.CheckID(id) != nil || state.CheckID(name) != nil {
 		return ""
@@ -41,7 +43,7 @@ func stateID(namespace, id string) string {
 }
 
 // maxStateID keeps the paths of sockets in the state directory short enough, in bytes.
-const maxStateID = 80
+const maxStateID = 54
 
 // note is what the shim leaves in a bundle for the one that cleans up after it.
 type note struct {
