@@ -68,7 +68,7 @@ var layers = []layer{
 	},
 	{
 		[]string{"internal/network/..."},
-		[]string{"internal/network/...", "api/agent/v1", "internal/vmm", "internal/cleanup", "internal/sys/..."},
+		[]string{"internal/network/...", "api/agent/v1", "internal/vmm", "internal/child", "internal/cleanup", "internal/sys/..."},
 		"network makes values that a sandbox gives to a driver, and to the guest",
 	},
 	{

@@ -7,7 +7,7 @@ machine=$(uname -m)
 
 packages=(
 	# runs sandboxes: the VMM, the file service, tools that make disks
-	qemu-system-data erofs-utils e2fsprogs iproute2
+	qemu-system-data erofs-utils e2fsprogs iproute2 passt
 	# goes into the guest image
 	crun busybox-static
 	# builds crun for the guest, packs the guest image

@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/image"
+	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/ocispec"
 )
 
@@ -43,6 +45,7 @@ func (b *builder) build(ctx context.Context, c *creation, args []string) (closer
 	if err == nil {
 		err = b.apply(&spec)
 	}
+	c.userNetwork, c.publish = b.options.network == "user", b.options.publish
 	if err == nil {
 		err = b.seal(c, &spec)
 	}
@@ -193,7 +196,7 @@ func (b *builder) apply(spec *specs.Spec) error {
 		limits.Pids = &specs.LinuxPids{Limit: &o.pidsLimit}
 	}
 	spec.Linux.Resources = limits
-	if err := setNetwork(spec, o.network); err != nil {
+	if err := b.network(spec); err != nil {
 		return err
 	}
 	for _, v := range o.volumes {
@@ -206,6 +209,53 @@ func (b *builder) apply(spec *specs.Spec) error {
 	return nil
 }
 
+// network gives the container the network that the flags name.
+func (b *builder) network(spec *specs.Spec) error {
+	o := b.options
+	if o.network != "user" {
+		if len(o.publish) > 0 {
+			return errors.New("--publish: needs --network user (whoever made a network namespace publishes its ports)")
+		}
+		return setNetwork(spec, o.network)
+	}
+	for _, p := range o.publish {
+		if _, err := network.ParsePort(p); err != nil {
+			return fmt.Errorf("--publish: %w", err)
+		}
+	}
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace })
+	const file = "/etc/resolv.conf"
+	if slices.ContainsFunc(o.volumes, func(v string) bool { return strings.HasSuffix(strings.TrimSuffix(v, ":ro"), ":"+file) }) {
+		return nil
+	}
+	source := filepath.Join(b.app.config.DataDir, "resolv.conf")
+	if err := writeOnce(source, "nameserver "+network.UserDNS+"\n"); err != nil {
+		return fmt.Errorf("--network user: %w", err)
+	}
+	spec.Mounts = append(spec.Mounts, specs.Mount{Type: "bind", Source: source, Destination: file, Options: []string{"rbind", "rprivate", "ro"}})
+	return nil
+}
+
+// writeOnce makes a file that always has the same content.
+func writeOnce(name, content string) error {
+	if data, err := os.ReadFile(name); err == nil && string(data) == content {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(filepath.Dir(name), ".resolv-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(f.Name()) // fails once it is renamed
+	_, err = f.WriteString(content)
+	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}
+
 // setNetwork gives the container the network that --network names.
 func setNetwork(spec *specs.Spec, network string) error {
 	path, isPath := strings.CutPrefix(network, "ns:")
@@ -213,9 +263,9 @@ func setNetwork(spec *specs.Spec, network string) error {
 	case network == "none":
 		return nil
 	case network == "host":
-		return errors.New("--network host: a virtual machine cannot have the host's network (none and ns:PATH are known)")
+		return errors.New("--network host: a virtual machine cannot have the host's network (none, user and ns:PATH are known)")
 	case !isPath || path == "":
-		return fmt.Errorf("--network %q: must be none or ns:PATH", network)
+		return fmt.Errorf("--network %q: must be none, user or ns:PATH", network)
 	}
 	path, err := filepath.Abs(path)
 	if err != nil {

@@ -55,6 +55,8 @@ type creation struct {
 	start         bool
 	autoRemove    bool
 	hooks         specs.Hooks
+	userNetwork   bool     // user-mode networking
+	publish       []string // ports of it
 }
 
 func (a *App) createCommand() *cobra.Command {
@@ -224,10 +226,14 @@ func (c *creation) request(token string, pid int, terminal bool) *controlv1.Crea
 		stdio.Rows = uint32(c.bundle.Spec.Process.ConsoleSize.Height)
 		stdio.Columns = uint32(c.bundle.Spec.Process.ConsoleSize.Width)
 	}
-	return &controlv1.CreateRequest{
+	request := &controlv1.CreateRequest{
 		Id: c.id, Bundle: c.bundle.Dir, Spec: c.spec, Image: c.image, Stdio: stdio, Start: c.start,
 		HostPid: uint32(pid), AutoRemove: c.autoRemove, CallerPid: uint32(os.Getpid()),
 	}
+	if c.userNetwork {
+		request.UserNetwork = &controlv1.UserNetwork{Publish: c.publish}
+	}
+	return request
 }
 
 // hooksNeedNetwork tells whether the container's host process needs a network namespace of its own: hooks

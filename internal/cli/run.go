@@ -36,6 +36,7 @@ type runOptions struct {
 	entrypoint  string
 	hostname    string
 	network     string
+	publish     []string
 	memory      string
 	cpus        float64
 	pidsLimit   int64
@@ -87,7 +88,8 @@ func (a *App) runCommand() *cobra.Command {
 	f.StringVarP(&o.user, "user", "u", "", "`USER[:GROUP]`, names or numbers")
 	f.StringVar(&o.entrypoint, "entrypoint", "", "`COMMAND` in place of the image's entrypoint")
 	f.StringVar(&o.hostname, "hostname", "", "host `NAME` (default: the container's id)")
-	f.StringVar(&o.network, "network", "none", "`NETWORK`: none, or ns:PATH for the interfaces of a network namespace")
+	f.StringVar(&o.network, "network", "none", "`NETWORK`: none, user for user-mode networking, or ns:PATH for the interfaces of a network namespace")
+	f.StringArrayVarP(&o.publish, "publish", "p", nil, "`[ADDRESS:]HOST:GUEST[/udp]` brings a port of this machine into a container with --network user")
 	f.StringVarP(&o.memory, "memory", "m", "", "memory limit, such as 256m; sizes the virtual machine too")
 	f.Float64Var(&o.cpus, "cpus", 0, "CPU limit, such as 1.5; sizes the virtual machine too")
 	f.Int64Var(&o.pidsLimit, "pids-limit", 0, "most processes")

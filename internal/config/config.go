@@ -55,6 +55,12 @@ type Config struct {
 	// StartTimeoutSeconds bounds the wait for a guest to boot and answer.
 	StartTimeoutSeconds int `toml:"start_timeout_seconds"`
 
+	// HostNetwork is what a container without a network namespace gets: refuse (an error), or user (user-mode
+	// networking by passt, from where the host can be reached as from another machine).
+	HostNetwork string `toml:"host_network"`
+	// Publish are the ports that such a container gets: [ADDRESS:]HOST:GUEST[/tcp|/udp], with commas between.
+	Publish string `toml:"publish"`
+
 	// Annotations are the keys that a container's annotations "dev.husk.<key>" may set for it.
 	Annotations []string `toml:"annotations"`
 }
@@ -75,7 +81,7 @@ func Default() Config {
 		DataDir: data, RunDir: run,
 		VMM: "qemu", Machine: "auto", Accel: "auto", Template: "on",
 		MemoryMiB: 512, OverheadMiB: 96, VCPUs: 1, WritableMiB: 10 * 1024,
-		StartTimeoutSeconds: 120, Annotations: []string{"template"},
+		StartTimeoutSeconds: 120, HostNetwork: "refuse", Annotations: []string{"template"},
 	}
 }
 
@@ -142,6 +148,7 @@ var checks = []func(Config) error{
 	func(c Config) error { return oneOf("machine", c.Machine, "auto", "microvm", "q35") },
 	func(c Config) error { return oneOf("template", c.Template, "on", "ready", "off") },
 	func(c Config) error { return oneOf("accel", c.Accel, "auto", "kvm", "tcg") },
+	func(c Config) error { return oneOf("host_network", c.HostNetwork, "refuse", "user") },
 	func(c Config) error { return between("memory_mib", c.MemoryMiB, MinMemoryMiB, 1<<24) },
 	func(c Config) error { return between("overhead_mib", c.OverheadMiB, 64, 1<<20) },
 	func(c Config) error { return between("vcpus", c.VCPUs, 1, 64) },

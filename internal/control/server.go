@@ -258,6 +258,9 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 	if r.CallerPid != 0 {
 		request.MountNS = fmt.Sprintf("/proc/%d/ns/mnt", r.CallerPid)
 	}
+	if r.UserNetwork != nil {
+		request.User = &sandbox.UserNetwork{Publish: r.UserNetwork.Publish}
+	}
 	if r.Image != nil {
 		request.Layers, request.WritableMiB = r.Image.Layers, int(r.Image.WritableBytes>>20)
 	}

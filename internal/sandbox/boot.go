@@ -39,7 +39,8 @@ const turnHold = 15 * time.Second
 type attempt struct {
 	undo    cleanup.Stack
 	dropped chan struct{}    // closed before a failed attempt is undone
-	network *network.Network // nil: loopback only
+	network *network.Network // of a namespace, nil without one
+	user    *network.User    // user-mode networking, nil without it
 	ready   bool             // all of the host's was there; what failed after that is the VM
 }
 
@@ -188,6 +189,9 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 		return nil, err
 	}
 	if err := s.lendNetwork(a, c, plan, &spec); err != nil {
+		return nil, err
+	}
+	if err := s.lendUserNetwork(ctx, a, c, plan, r, &spec); err != nil {
 		return nil, err
 	}
 	if err := s.openConsole(a, &spec); err != nil {

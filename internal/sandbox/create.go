@@ -38,6 +38,8 @@ type CreateRequest struct {
 
 	HostPID    int  // the process that stands for the container on the host, 0 for none
 	AutoRemove bool // remove the state directory and the writable disk at the end
+
+	User *UserNetwork // for a Spec without a network namespace; nil: as the configuration says
 }
 
 // Create makes a container: the first call with the VM around it, every later one, also several at once, in that
@@ -244,8 +246,8 @@ func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 	if err != nil {
 		return nil, ocispec.Size{}, err
 	}
-	if plan.Network == ocispec.NetworkHost {
-		return nil, ocispec.Size{}, errHostNetwork
+	if err := s.checkHostNetwork(plan, r); err != nil {
+		return nil, ocispec.Size{}, err
 	}
 	total, err := sys.MemoryTotal()
 	if err != nil {

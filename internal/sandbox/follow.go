@@ -37,10 +37,13 @@ func (noPlugs) UnplugNIC(context.Context, net.HardwareAddr) error { return vmm.E
 
 // setNetwork tells the guest what its interfaces are, and has it follow their changes from then on.
 func (s *Sandbox) setNetwork(ctx context.Context, a *attempt, vm vmm.VM) error {
-	if a.network == nil {
+	if a.network == nil && a.user == nil {
 		return nil
 	}
 	defer s.timing.begin("set up guest network")()
+	if a.user != nil {
+		return plugger{client: s.client()}.SetNetwork(ctx, a.user.Guest)
+	}
 	p := plugger{NICPlugger: noPlugs{}, client: s.client()}
 	if able, ok := vm.(vmm.NICPlugger); ok {
 		p.NICPlugger = able

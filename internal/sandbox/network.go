@@ -13,7 +13,7 @@ import (
 )
 
 // errHostNetwork refuses a container without a network namespace.
-var errHostNetwork = errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces)")
+var errHostNetwork = errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces, or set host_network to \"user\" in husk's configuration for user-mode networking)")
 
 // maxQueues bounds the queues of a network card: the buffers of each take 0.4 MiB of the guest's memory.
 const maxQueues = 8

@@ -155,6 +155,9 @@ func (n NIC) Check() error {
 		return fmt.Errorf("MAC address %q: must be that of one card", mac)
 	case n.MTU < MinMTU || n.MTU > MaxMTU:
 		return fmt.Errorf("MTU %d: must be from %d to %d", n.MTU, MinMTU, MaxMTU)
+	case n.Stream != nil && len(n.Taps)+len(n.Vhosts) > 0:
+		return errors.New("both a socket and a tap")
+	case n.Stream != nil: // which has the one queue
 	case len(n.Taps) < 1 || len(n.Taps) > MaxQueues:
 		return fmt.Errorf("%d queues: must be from 1 to %d", len(n.Taps), MaxQueues)
 	case len(n.Vhosts) != 0 && len(n.Vhosts) != len(n.Taps):

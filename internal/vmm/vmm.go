@@ -110,7 +110,7 @@ type Share struct {
 	Socket string // unix socket of the vhost-user-fs server, which must listen already
 }
 
-// NIC is a network card whose other end is a tap on the host. Start takes ownership of its files, whatever it
+// NIC is a network card whose other end is a tap on the host, or a socket. Start takes ownership of its files, whatever it
 // returns; a driver keeps none of them open in its own process, so that the tap goes with the monitor.
 type NIC struct {
 	Name string           // for messages
@@ -122,6 +122,9 @@ type NIC struct {
 	// Vhosts are open files of /dev/vhost-net, one for each of Taps, or none: then the monitor itself moves
 	// the packets.
 	Vhosts []*os.File
+	// Stream takes the place of Taps: a connected stream socket that carries each frame after its length, four bytes
+	// in network byte order. Such a card is there from the start or not at all.
+	Stream *os.File
 }
 
 // CloseNICs closes the files of cards that no VM is started with.
@@ -129,6 +132,9 @@ func CloseNICs(nics []NIC) {
 	for _, nic := range nics {
 		for _, f := range append(nic.Taps[:len(nic.Taps):len(nic.Taps)], nic.Vhosts...) {
 			f.Close()
+		}
+		if nic.Stream != nil {
+			nic.Stream.Close()
 		}
 	}
 }

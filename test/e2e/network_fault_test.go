@@ -111,9 +111,9 @@ func TestNetworkFlag(t *testing.T) {
 		"ns:/no/such/namespace": {"/no/such/namespace"},
 		"ns:/dev/null":          {"/dev/null", "namespace"},
 		"ns:/proc/self/ns/net":  {"cannot have the host's network"},
-		"ns:":                   {"none or ns:PATH"},
+		"ns:":                   {"none, user or ns:PATH"},
 		"host":                  {"cannot have the host's network"},
-		"bridge":                {"none or ns:PATH"},
+		"bridge":                {"none, user or ns:PATH"},
 	} {
 		husk(t, "run", "--rm", "--network", network, demo, "true").fails(125, words...)
 	}

@@ -17,6 +17,7 @@ const queueSize = 256
 type nicFact struct {
 	taps   []int // descriptors, one a queue
 	vhosts []int // of /dev/vhost-net, as many or none
+	stream int   // in place of taps, 0 for none
 }
 
 // nic lets QEMU inherit a card's files.
@@ -27,6 +28,9 @@ func (r *resources) nic(nic vmm.NIC) nicFact {
 		}
 		return fds
 	}
+	if nic.Stream != nil {
+		return nicFact{stream: r.give(nic.Stream)}
+	}
 	return nicFact{taps: give(nic.Taps), vhosts: give(nic.Vhosts)}
 }
 
@@ -35,7 +39,10 @@ func (r *resources) nic(nic vmm.NIC) nicFact {
 // plugged in.
 func (b *builder) nic(i int, nic vmm.NIC) {
 	f := b.facts.nics[i]
-	back := fmt.Sprintf("tap,id=net%d,%s", i, descriptors("fd", f.taps))
+	back := fmt.Sprintf("stream,id=net%d,server=off,addr.type=fd,addr.str=%d", i, f.stream)
+	if f.stream == 0 {
+		back = fmt.Sprintf("tap,id=net%d,%s", i, descriptors("fd", f.taps))
+	}
 	if len(f.vhosts) > 0 {
 		back += ",vhost=on," + descriptors("vhostfd", f.vhosts)
 	}
@@ -45,7 +52,7 @@ func (b *builder) nic(i int, nic vmm.NIC) {
 		card += ",mq=on"
 	}
 	if b.spec.Machine != microvm {
-		card += fmt.Sprintf(",vectors=%d,romfile=", vectors(len(f.taps)))
+		card += fmt.Sprintf(",vectors=%d,romfile=", vectors(max(len(f.taps), 1)))
 	}
 	b.device("virtio-net", card, true)
 }

@@ -89,6 +89,9 @@ func (m *machine) PlugNIC(ctx context.Context, nic vmm.NIC) error {
 	if err := nic.Check(); err != nil {
 		return fmt.Errorf("plug network card %s: %w", nic.Name, err)
 	}
+	if nic.Stream != nil {
+		return &vmm.UnsupportedError{Driver: name, What: "plugging a network card with a socket"}
+	}
 	one, err := m.cards.take(nic)
 	if err != nil {
 		return fmt.Errorf("plug network card %s: %w", nic.Name, err)

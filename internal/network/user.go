@@ -1,0 +1,291 @@
+package network
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/child"
+	"husk.dev/husk/internal/sys/rtnl"
+	"husk.dev/husk/internal/vmm"
+)
+
+// What a guest on user-mode networking has.
+const (
+	userAddress = "10.0.2.15/24"
+	userGateway = "10.0.2.2"
+	// userLinkLocal is the address that the kernel makes of userMAC.
+	userLinkLocal = "fe80::468:75ff:fe73:6b00/64"
+	// UserDNS is where it asks for names; what it asks is passed to the host's own name server.
+	UserDNS = "10.0.2.3"
+	userMTU = 65520 // what passt takes
+	// userReady bounds the wait for passt to begin.
+	userReady = 10 * time.Second
+	// userSaid bounds what is kept of passt's words, in bytes.
+	userSaid = 16384
+)
+
+// Port is a port of the host that is brought into a guest.
+type Port struct {
+	Address     netip.Addr // of the host; not valid: all
+	Host, Guest uint16
+	UDP         bool
+}
+
+// ParsePort takes [ADDRESS:]HOST:GUEST[/tcp|/udp]; an IPv6 address is in brackets.
+func ParsePort(text string) (p Port, err error) {
+	wrong := fmt.Errorf("port %q: must be [ADDRESS:]HOST:GUEST[/tcp|/udp]", text)
+	rest, protocol, _ := strings.Cut(text, "/")
+	switch protocol {
+	case "", "tcp":
+	case "udp":
+		p.UDP = true
+	default:
+		return p, wrong
+	}
+	at := strings.LastIndexByte(rest, ':')
+	if at < 0 {
+		return p, wrong
+	}
+	guest := rest[at+1:]
+	rest = rest[:at]
+	if at = strings.LastIndexByte(rest, ':'); at >= 0 {
+		if p.Address, err = netip.ParseAddr(strings.Trim(rest[:at], "[]")); err != nil || p.Address.Zone() != "" {
+			return p, wrong
+		}
+		rest = rest[at+1:]
+	}
+	for _, n := range []struct {
+		to   *uint16
+		text string
+	}{{&p.Host, rest}, {&p.Guest, guest}} {
+		number, err := strconv.ParseUint(n.text, 10, 16)
+		if err != nil || number == 0 {
+			return p, wrong
+		}
+		*n.to = uint16(number)
+	}
+	return p, nil
+}
+
+// flag is the port as passt has it.
+func (p Port) flag() []string {
+	flag, spec := "-t", fmt.Sprintf("%d:%d", p.Host, p.Guest)
+	if p.UDP {
+		flag = "-u"
+	}
+	if p.Address.IsValid() {
+		spec = p.Address.String() + "/" + spec
+	}
+	return []string{flag, spec}
+}
+
+// UserOptions is what user-mode networking is started with.
+type UserOptions struct {
+	Binary string // of passt; empty: the one on PATH
+	Ports  []Port
+	UID    uint32 // that passt runs as; 0 keeps the caller's
+}
+
+// User is a process of passt, which translates between the frames of a guest and sockets of the host. It needs no
+// rights, cages itself in namespaces of its own behind a seccomp filter, and ends with the VM.
+type User struct {
+	// NIC is the VM's network card. Whoever starts the VM takes over its file.
+	NIC vmm.NIC
+	// Guest is what the guest is to be told.
+	Guest *agentv1.SetNetworkRequest
+
+	cmd  *exec.Cmd
+	done chan struct{}
+	said words
+	err  error // how it ended; written before done is closed
+}
+
+// words keeps the first bytes of what a process says.
+type words struct {
+	mu   sync.Mutex
+	text bytes.Buffer // guarded by mu
+}
+
+func (w *words) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.text.Write(p[:min(len(p), userSaid-w.text.Len())])
+	return len(p), nil
+}
+
+// String is what was said but for what it says because there is no system log, in one line.
+func (w *words) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var kept []string
+	for _, line := range strings.Split(w.text.String(), "\n") {
+		if line = strings.TrimSpace(line); line != "" && !strings.HasPrefix(line, "Failed to send ") {
+			kept = append(kept, line)
+		}
+	}
+	return strings.Join(kept, "; ")
+}
+
+// StartUser starts user-mode networking in the network namespace of this process and returns once it works.
+func StartUser(ctx context.Context, o UserOptions) (*User, error) {
+	binary := o.Binary
+	if binary == "" {
+		binary = "passt"
+	}
+	path, err := exec.LookPath(binary)
+	if err != nil {
+		return nil, errors.New("user-mode networking needs the program passt, which is not on PATH (on Debian: the package passt)")
+	}
+	ours, theirs, err := pair()
+	if err != nil {
+		return nil, err
+	}
+	defer theirs.Close()
+	ready, begun, err := os.Pipe()
+	if err != nil {
+		ours.Close()
+		return nil, err
+	}
+	defer ready.Close()
+	if o.UID != 0 { // passt opens it again, as that user
+		if err := begun.Chown(int(o.UID), int(o.UID)); err != nil {
+			ours.Close()
+			begun.Close()
+			return nil, err
+		}
+	}
+	u := &User{done: make(chan struct{}), cmd: exec.Command(path, userArgs(o)...)}
+	u.cmd.Env, u.cmd.Dir, u.cmd.Stderr = []string{"LC_ALL=C"}, "/", &u.said
+	u.cmd.ExtraFiles = []*os.File{theirs, begun}
+	u.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	u.cmd.WaitDelay = time.Second
+	err = child.Start(u.cmd)
+	begun.Close()
+	if err != nil {
+		ours.Close()
+		return nil, fmt.Errorf("run %s: %w", path, err)
+	}
+	go func() {
+		defer close(u.done)
+		u.err = u.cmd.Wait()
+	}()
+	if err := u.await(ctx, ready); err != nil {
+		ours.Close()
+		return nil, errors.Join(fmt.Errorf("start user-mode networking: %w", err), u.Stop(context.WithoutCancel(ctx)))
+	}
+	u.describe(ours)
+	return u, nil
+}
+
+// Descriptors that passt finds open.
+const (
+	userSocket = 3 + iota
+	userBegun
+)
+
+func userArgs(o UserOptions) []string {
+	address, mask, _ := strings.Cut(userAddress, "/")
+	args := []string{
+		"--foreground", "--stderr", "--quiet", "--fd", strconv.Itoa(userSocket), "--pid", fmt.Sprintf("/proc/self/fd/%d", userBegun),
+		// A guest is not to reach what listens on the host's loopback only.
+		"--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--mtu", strconv.Itoa(userMTU),
+		"--address", address, "--netmask", mask, "--gateway", userGateway, "--dns-forward", UserDNS,
+	}
+	if o.UID != 0 {
+		args = append(args, "--runas", fmt.Sprintf("%d:%d", o.UID, o.UID))
+	}
+	for _, p := range o.Ports {
+		args = append(args, p.flag()...)
+	}
+	return args
+}
+
+// pair makes a connected pair of sockets.
+func pair() (ours, theirs *os.File, err error) {
+	fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a network socket: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "network"), nil
+}
+
+// await waits until passt has written its pid, which it does when all is set up.
+func (u *User) await(ctx context.Context, ready *os.File) error {
+	if err := ready.SetReadDeadline(time.Now().Add(userReady)); err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = ready.SetReadDeadline(time.Now()) })
+	defer stop()
+	if n, err := ready.Read(make([]byte, 16)); n == 0 {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			return fmt.Errorf("passt is not ready within %v", userReady)
+		}
+		<-u.done // it has closed its end of the pipe
+		return u.Err()
+	}
+	return nil
+}
+
+// describe fills in what the VM and its guest get.
+func (u *User) describe(socket *os.File) {
+	const loopback, index = 1, 2
+	mac := net.HardwareAddr{0x06, 'h', 'u', 's', 'k', 0}
+	u.NIC = vmm.NIC{Name: "eth0", MAC: mac, MTU: userMTU, Stream: socket}
+	u.Guest = &agentv1.SetNetworkRequest{
+		Interfaces: []*agentv1.Interface{
+			{Index: loopback, Name: "lo", Up: true},
+			{Index: index, Name: "eth0", Mac: mac, Device: mac, Mtu: userMTU, Queue: 1000, Up: true},
+		},
+	}
+	// Where the host has IPv6 the guest hears of an address and a gateway from passt, as from a router.
+	for _, address := range []string{userAddress, userLinkLocal} {
+		p := netip.MustParsePrefix(address)
+		u.Guest.Addresses = append(u.Guest.Addresses, rtnl.MakeAddress(index, p))
+		u.Guest.Routes = append(u.Guest.Routes, rtnl.MakeLinkRoute(index, p))
+	}
+	u.Guest.Routes = append(u.Guest.Routes, rtnl.MakeDefaultRoute(index, netip.MustParseAddr(userGateway)))
+}
+
+// PID is passt's.
+func (u *User) PID() int { return u.cmd.Process.Pid }
+
+// Done is closed when passt has ended.
+func (u *User) Done() <-chan struct{} { return u.done }
+
+// Err says how passt ended, with what it said. Valid once Done is closed.
+func (u *User) Err() error {
+	how := "it ended"
+	if u.err != nil {
+		how = u.err.Error()
+	}
+	if said := u.said.String(); said != "" {
+		how += ": " + said
+	}
+	return fmt.Errorf("passt: %s", how)
+}
+
+// Stop ends passt.
+func (u *User) Stop(ctx context.Context) error {
+	_ = u.cmd.Process.Kill() // an error says that it has ended
+	select {
+	case <-u.done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("stop passt: %w", ctx.Err())
+	}
+}

@@ -1,0 +1,104 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"time"
+
+	"husk.dev/husk/internal/network"
+	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/vmm"
+)
+
+// UserNetwork asks for user-mode networking.
+type UserNetwork struct {
+	Publish []string // as network.ParsePort takes them
+}
+
+// checkHostNetwork refuses a container without a network namespace where nobody allowed user-mode networking for it,
+// and ports for any other.
+func (s *Sandbox) checkHostNetwork(plan *ocispec.Plan, r CreateRequest) error {
+	ports, err := s.userPorts(r)
+	if err != nil {
+		return err
+	}
+	if plan.Network == ocispec.NetworkHost && r.User == nil && s.config.HostNetwork != "user" {
+		return errHostNetwork
+	}
+	if plan.Network != ocispec.NetworkHost && len(ports) > 0 {
+		return fmt.Errorf("ports are published by user-mode networking only, and the container has a network namespace")
+	}
+	return nil
+}
+
+// userPorts are the ports that a container is to get.
+func (s *Sandbox) userPorts(r CreateRequest) (ports []network.Port, err error) {
+	var list []string
+	if r.User != nil {
+		list = r.User.Publish
+	} else if s.config.Publish != "" {
+		list = strings.Split(s.config.Publish, ",")
+	}
+	for _, text := range list {
+		p, err := network.ParsePort(strings.TrimSpace(text))
+		if err != nil {
+			return nil, err
+		}
+		ports = append(ports, p)
+	}
+	return ports, nil
+}
+
+// lendUserNetwork starts user-mode networking for a container without a network namespace.
+func (s *Sandbox) lendUserNetwork(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) error {
+	if plan.Network != ocispec.NetworkHost {
+		return nil
+	}
+	defer s.timing.begin("start user-mode network")()
+	ports, err := s.userPorts(r)
+	if err != nil {
+		return err
+	}
+	user, err := network.StartUser(ctx, network.UserOptions{Ports: ports, UID: spec.UID})
+	if err != nil {
+		return err
+	}
+	a.undo.Add(func() error { return bounded(user.Stop) })
+	spec.NICs = []vmm.NIC{user.NIC}
+	a.user = user
+	go s.watchUser(a, user)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if p, err := state.Of("passt", user.PID()); err == nil {
+		c.record.Helpers = append(c.record.Helpers, p)
+	}
+	return c.save()
+}
+
+// watchUser ends the sandbox when its network dies under it.
+func (s *Sandbox) watchUser(a *attempt, user *network.User) {
+	select {
+	case <-user.Done():
+	case <-a.dropped:
+		return
+	case <-s.done:
+		return
+	}
+	s.mu.Lock()
+	vm := s.vm
+	s.mu.Unlock()
+	var monitorGone <-chan struct{} // never, where it has not started
+	if vm != nil {
+		monitorGone = vm.Done()
+	}
+	select { // it also ends because the monitor has
+	case <-monitorGone:
+	case <-a.dropped:
+	case <-s.done:
+	case <-time.After(hangUpWait):
+		s.log.Error("user-mode networking ended", "error", user.Err())
+		s.teardown("user-mode networking ended: " + user.Err().Error())
+	}
+}
