@@ -18,6 +18,7 @@ import (
 // bundle is an OCI bundle that starts from what `husk spec` writes.
 type bundle struct {
 	t    *testing.T
+	id   string // of the container that detached makes
 	dir  string
 	spec specs.Spec
 }
@@ -26,7 +27,7 @@ type bundle struct {
 // tests share.
 func newBundle(t *testing.T, script string) *bundle {
 	t.Helper()
-	b := &bundle{t: t, dir: t.TempDir()}
+	b := &bundle{t: t, id: name(t), dir: t.TempDir()}
 	husk(t, "spec", "--bundle", b.dir).ok()
 	data, err := os.ReadFile(filepath.Join(b.dir, "config.json"))
 	if err != nil {
@@ -152,7 +153,7 @@ func (b *bundle) up(flags ...string) *box {
 // detached runs a verb that leaves a container behind, whose output goes to files.
 func (b *bundle) detached(verb string, flags ...string) *box {
 	b.t.Helper()
-	c := &box{t: b.t, id: name(b.t), out: file(b.t, ""), err: file(b.t, "")}
+	c := &box{t: b.t, id: b.id, out: file(b.t, ""), err: file(b.t, "")}
 	pidFile := filepath.Join(b.t.TempDir(), "pid")
 	remove(b.t, c.id)
 	args := append([]string{verb, "--bundle", b.write(), "--pid-file", pidFile}, flags...)

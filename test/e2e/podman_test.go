@@ -19,7 +19,7 @@ func TestPodman(t *testing.T) {
 	for _, part := range []struct {
 		name  string
 		lines []line
-	}{{"run", podmanRun}, {"life", podmanLife}, {"network", podmanNetwork}} {
+	}{{"run", podmanRun}, {"life", podmanLife}, {"network", podmanNetwork}, {"pods", podmanPods}} {
 		t.Run(part.name, func(t *testing.T) {
 			inside := *n
 			inside.t = t
@@ -35,7 +35,7 @@ func TestPodman(t *testing.T) {
 		inside.t = t
 		inside.refuses("p run --rm --network host demo true", "host's network")
 		inside.refuses("p run --rm $N --device /dev/loop0 demo true", "/dev/loop0", "not supported")
-		inside.refuses("p pod create --name pod >/dev/null; p run --rm --pod pod demo true; c=$?; p pod rm -f -t 0 pod >/dev/null; exit $c", "namespace")
+		inside.refuses("p run -d --name a $N demo sleep 1000 >/dev/null; p run --rm --pid container:a demo true; c=$?; p rm -f -t 0 a >/dev/null; exit $c", "one network")
 	})
 	expect(t, "containers left", n.run("husk", "p ps -aq").stdout, "")
 }

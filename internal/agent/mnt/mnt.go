@@ -10,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/cleanup"
@@ -35,16 +34,21 @@ type Table struct {
 
 	mu sync.Mutex
 	// next numbers the directories, shares are the tags mounted, writable the file systems that hold
-	// data which Sync must write, users how many containers have a file system in memory. Guarded by mu.
+	// data which Sync must write, users how many containers have a file system in memory, holds how many have a
+	// part of a share. Guarded by mu.
 	next     int
 	shares   map[string]bool
 	writable map[string]bool
 	users    map[string]int
+	holds    map[string]int
 }
 
 // NewTable makes an empty table that mounts below dir, shares below share, and file systems in memory below memory.
 func NewTable(dir, share, memory string) *Table {
-	return &Table{dir: dir, share: share, memory: memory, shares: map[string]bool{}, writable: map[string]bool{}, users: map[string]int{}}
+	return &Table{
+		dir: dir, share: share, memory: memory,
+		shares: map[string]bool{}, writable: map[string]bool{}, users: map[string]int{}, holds: map[string]int{},
+	}
 }
 
 // Shares mounts the virtio-fs shares with these tags that are not mounted yet. They stay mounted: other
@@ -131,31 +135,20 @@ func (t *Table) directory(path string) (*Root, error) {
 	if filepath.Clean(path) != path || !strings.HasPrefix(path, t.share+"/") {
 		return nil, fmt.Errorf("root %q is not below %s: %w", path, t.share, ErrInvalid)
 	}
-	// Opening mounts what the share has there in the agent's own namespace too, so that a container's
-	// end unmounts nothing.
-	dir, err := os.Open(path)
-	if err != nil {
+	var undo cleanup.Stack
+	defer undo.Clean()
+	if err := t.Hold([]string{path}, &undo); err != nil {
 		return nil, fmt.Errorf("open root: %w", err)
 	}
-	defer dir.Close()
-	st, err := dir.Stat()
+	st, err := os.Stat(path)
 	if err != nil {
 		return nil, fmt.Errorf("look at root: %w", err)
 	}
 	if !st.IsDir() {
 		return nil, fmt.Errorf("root %s is not a directory: %w", path, ErrInvalid)
 	}
-	root := &Root{Path: path, undo: &cleanup.Stack{}}
-	if onShare(path) && mountPoint(path) {
-		root.undo.Add(func() error { time.AfterFunc(shareGrace, func() { _ = unmount(path) }); return nil })
-	}
-	return root, nil
+	return &Root{Path: path, undo: undo.Release()}, nil
 }
-
-// shareGrace is how long the agent keeps a container's root from a share when the container is gone. Unmounted at
-// last, so that the host frees what it holds for it, but not while reads of it may be under way: see holdMounts in
-// the agent.
-const shareGrace = 2 * time.Second
 
 // upper makes the writable layer: a disk, or guest memory. It returns where it is mounted, with the
 // directories upper and work in it.
@@ -208,15 +201,6 @@ func (t *Table) overlay(lowers []string, upper string, undo *cleanup.Stack) (str
 	}
 	undo.Add(func() error { return unmount(dir) })
 	return dir, nil
-}
-
-// fuseMagic is statfs(2)'s number of FUSE, which virtio-fs is one of (linux/magic.h).
-const fuseMagic = 0x65735546
-
-// onShare tells whether path lies on a share of the host's.
-func onShare(path string) bool {
-	var st syscall.Statfs_t
-	return syscall.Statfs(path, &st) == nil && uint32(st.Type) == fuseMagic
 }
 
 // mountPoint tells whether another file system is mounted on dir.

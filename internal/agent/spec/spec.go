@@ -276,6 +276,22 @@ func Seccomp(config []byte) []byte {
 	return text
 }
 
+// Sources are those of a configuration's mounts.
+func Sources(config []byte) (sources []string) {
+	var top object
+	var mounts []object
+	if json.Unmarshal(config, &top) != nil || top.get("mounts", &mounts) != nil {
+		return nil // Rewrite says what is wrong with it
+	}
+	for _, m := range mounts {
+		var source string
+		if m.get("source", &source) == nil && source != "" {
+			sources = append(sources, source)
+		}
+	}
+	return sources
+}
+
 // PrivatePIDs tells whether a configuration gives its container PID numbers of its own, with its init as
 // the first, so that the kernel ends every process of the container with it.
 func PrivatePIDs(config []byte) bool {

@@ -4,15 +4,18 @@
 //	probe serve PORT            sends back what comes by TCP and UDP, for ever; prints "serving"
 //	probe tcp ADDRESS BYTES     sends random bytes and checks that they come back
 //	probe udp ADDRESS BYTES     the same in one datagram, sent again each second until an answer comes
+//	probe lock FILE             takes FILE's lock and keeps it; prints "locked", or "busy" where somebody else has it
 //	probe random                what the kernel gave this process that no other should have
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 )
 
 func main() {
@@ -21,18 +24,38 @@ func main() {
 		"xattr":  func(file, _ string) error { return attributes(file) },
 		"serve":  func(port, _ string) error { return serve(port) },
 		"tcp":    func(address, bytes string) error { return exchange("tcp", address, bytes) },
+		"lock":   func(file, _ string) error { return lock(file) },
 		"random": func(string, string) error { return random() },
 		"udp":    func(address, bytes string) error { return exchange("udp", address, bytes) },
 	}
 	verb := verbs[args[0]]
 	if verb == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES | random")
+		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES | lock FILE | random")
 		os.Exit(2)
 	}
 	if err := verb(args[1], args[2]); err != nil {
 		fmt.Fprintln(os.Stderr, "probe:", err)
 		os.Exit(1)
 	}
+}
+
+// lock takes a lock of flock(2) and keeps it until somebody kills this process.
+func lock(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	err = syscall.Flock(int(file.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		fmt.Println("busy")
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", path, err)
+	}
+	fmt.Println("locked")
+	time.Sleep(time.Hour)
+	return nil
 }
 
 func attributes(file string) error {
