@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"husk.dev/husk/internal/assets"
 )
 
 // templateFile is a file of a template of the test's data_dir.
@@ -144,17 +146,13 @@ func TestTemplateOfAnotherKernel(t *testing.T) {
 	}
 	first := build(t)
 	startsBy(t, "template")
-	kernels, err := filepath.Glob(filepath.Join(guest, "*"))
+	found, err := assets.Find(guest)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, k := range kernels { // the one that is used is among them
-		if name := filepath.Base(k); name == "vmlinux" || name == "bzImage" {
-			now := time.Now()
-			if err := os.Chtimes(k, now, now); err != nil {
-				t.Fatal(err)
-			}
-		}
+	now := time.Now()
+	if err := os.Chtimes(found.Kernel, now, now); err != nil {
+		t.Fatal(err)
 	}
 	startsBy(t, "boot")
 	second := build(t)

@@ -134,7 +134,7 @@ func TestTemplateStarts(t *testing.T) {
 		{"more memory", []string{"--memory", "1g", demo}, total, mib(1000, 1200)},
 		{"more memory is used", []string{"--memory", "1g", demo}, "dd if=/dev/zero of=/dev/null bs=700M count=1 2>&1 | head -1", is("1+0 records in\n")},
 		{"more memory and a volume", []string{"--memory", "1g", "-v", volume + ":/v", demo}, total, mib(1000, 1200)},
-		{"less memory", []string{"--memory", "100m", demo}, total, mib(160, 256)},
+		{"less memory", []string{"--memory", "100m", demo}, total, mib(120, 256)},
 		{"processors", []string{"--cpus", "2", demo}, "nproc; grep -c ^processor /proc/cpuinfo", is("2\n2\n")},
 	} {
 		t.Run(c.name, func(t *testing.T) {
