@@ -199,6 +199,7 @@ func namespaces(spec *specs.Spec) error {
 // joinable are the namespaces that a container may have of another one, in the same virtual machine.
 var joinable = map[specs.LinuxNamespaceType]bool{
 	specs.NetworkNamespace: true, specs.PIDNamespace: true, specs.IPCNamespace: true, specs.UTSNamespace: true,
+	specs.UserNamespace: true,
 }
 
 var knownNamespaces = set("pid", "network", "mount", "ipc", "uts", "user", "cgroup", "time")

@@ -27,7 +27,11 @@ func (p Program) printInfo() error {
 			return fmt.Errorf("read options: %w", err)
 		}
 	}
-	features, err := json.Marshal(ocispec.Features())
+	can := ocispec.Features()
+	yes := true
+	// containerd has the root mounted with the ids of a pod's user namespace, and takes that from this field.
+	can.Linux.MountExtensions.IDMap.Enabled = &yes
+	features, err := json.Marshal(can)
 	if err != nil {
 		return fmt.Errorf("encode features: %w", err)
 	}
