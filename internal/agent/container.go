@@ -169,6 +169,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 		Root: c.root.Path, Cgroup: filepath.Join(a.config.CgroupParent, c.id),
 		Terminal: streams.Terminal(), Rows: streams.Size().Rows, Columns: streams.Size().Columns,
 		Join: a.namespace, NoDevices: a.config.NoDevices, Filter: filter,
+		SetSysctl: setSysctl,
 	})
 	if err != nil {
 		return nil, err

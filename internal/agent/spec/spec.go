@@ -26,6 +26,8 @@ type Changes struct {
 	// names one of another container: by "husk:ID" that container's, with an empty id one that the host
 	// meant by a path of its own. An empty path and no error: a new namespace.
 	Join func(kind, id string) (string, error)
+	// SetSysctl sets a setting of the guest's own network; nil leaves all to the runner.
+	SetSysctl func(key, value string) error
 }
 
 // object is a JSON object whose members are left alone until they are asked for, so that what this
@@ -145,6 +147,9 @@ func setLinux(top object, c Changes) error {
 	if err := linux.set("namespaces", kept); err != nil {
 		return err
 	}
+	if err := takeSysctls(linux, kept, c); err != nil {
+		return err
+	}
 	if err := checkDevices(linux); err != nil {
 		return err
 	}
@@ -157,6 +162,37 @@ func setLinux(top object, c Changes) error {
 		return err
 	}
 	return top.set("linux", linux)
+}
+
+// takeSysctls sets what a container with a user namespace wants of the guest's own network: to that namespace the network
+// is another's, and the runner may not.
+func takeSysctls(linux object, namespaces []object, c Changes) error {
+	user, own := false, false
+	for _, ns := range namespaces {
+		var kind, path string
+		if err := errors.Join(ns.get("type", &kind), ns.get("path", &path)); err != nil {
+			return fmt.Errorf("linux.namespaces: %w", err)
+		}
+		user = user || kind == "user"
+		own = own || kind == "network" && path == network
+	}
+	var all map[string]string
+	if err := linux.get("sysctl", &all); err != nil {
+		return fmt.Errorf("linux: %w", err)
+	}
+	if !user || !own || c.SetSysctl == nil {
+		return nil
+	}
+	for key, value := range all {
+		if !strings.HasPrefix(key, "net.") {
+			continue
+		}
+		if err := c.SetSysctl(key, value); err != nil {
+			return fmt.Errorf("linux.sysctl: %w", err)
+		}
+		delete(all, key)
+	}
+	return linux.set("sysctl", all)
 }
 
 func dropDevices(linux object) error {
