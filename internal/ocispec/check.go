@@ -142,8 +142,9 @@ func mounts(spec *specs.Spec) error {
 				return fmt.Errorf("mount %q: %q holds a null byte", m.Destination, s)
 			}
 		}
-		if len(m.UIDMappings)+len(m.GIDMappings) > 0 || has(m.Options, "idmap") || has(m.Options, "ridmap") {
-			return fmt.Errorf("mount %q: id-mapped mounts are not supported", m.Destination)
+		mapped := len(m.UIDMappings) > 0 && len(m.GIDMappings) > 0
+		if has(m.Options, "ridmap") || has(m.Options, "idmap") && !mapped || mapped && !isBind(m) || !mapped && len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+			return fmt.Errorf("mount %q: only bind mounts can be id-mapped, with mappings of their own for users and groups, and not what is mounted below them", m.Destination)
 		}
 		if isBind(m) {
 			if m.Source == "" {

@@ -12,6 +12,8 @@ import (
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"husk.dev/husk/internal/sys"
 )
 
 // isBind tells whether m puts existing files in place, by its type or by its options.
@@ -64,11 +66,38 @@ func (p *Plan) planBind(m *specs.Mount, bundle, name string, o PlanOptions) erro
 		HostPath: resolved, GuestName: name, ReadOnly: readOnly(m.Options),
 		Recursive: m.Type == "rbind" || has(m.Options, "rbind"), IsFile: !info.IsDir(),
 	}
+	if err := p.mountsBelow(m, &share); err != nil {
+		return err
+	}
+	share.UIDs, share.GIDs = m.UIDMappings, m.GIDMappings // of the host's mount, and with it of the guest's
+	m.UIDMappings, m.GIDMappings = nil, nil
 	p.Shares = append(p.Shares, share)
 	m.Type, m.Source = "bind", path.Join(o.ShareDir, name)
 	if !has(m.Options, "bind") && !has(m.Options, "rbind") {
 		m.Options = append(slices.Clone(m.Options), "bind")
 	}
+	return nil
+}
+
+// mountsBelow plans for what is mounted below a shared directory, now and later: for the guest all of it is one file
+// system.
+func (p *Plan) mountsBelow(m *specs.Mount, share *SharedPath) error {
+	switch {
+	case has(m.Options, "rshared"), has(m.Options, "shared"):
+		p.warn("mount %q: what the container mounts there is not seen on the host", m.Destination)
+		share.Follow = true
+	case has(m.Options, "rslave"), has(m.Options, "slave"):
+		share.Follow = true
+	}
+	if !share.ReadOnly || !share.Recursive || share.IsFile || has(m.Options, "rro") {
+		return nil
+	}
+	below, err := sys.MountsBelow(share.HostPath)
+	if err != nil || !below {
+		return err
+	}
+	share.TopOnly = true // as mount(8) has it; the guest's own mount would be read-only as a whole
+	m.Options = slices.DeleteFunc(slices.Clone(m.Options), func(o string) bool { return o == "ro" })
 	return nil
 }
 

@@ -57,6 +57,10 @@ type SharedPath struct {
 	ReadOnly  bool   // with everything below it: the guest has one mount for all of it
 	Recursive bool   // with what is mounted below it
 	IsFile    bool   // anything but a directory
+	TopOnly   bool   // ReadOnly is not for what is mounted below it
+	Follow    bool   // what is mounted below it later shows, too
+	// UIDs and GIDs are mappings of the owners of files, outer ids being those of the guest; none: as they are.
+	UIDs, GIDs []specs.LinuxIDMapping
 }
 
 // Network is where a container's network comes from.

@@ -50,7 +50,7 @@ func TestPlanRoot(t *testing.T) {
 	p, dir := mustPlan(t, nil)
 	real, _ := filepath.EvalSymlinks(filepath.Join(dir, "rootfs"))
 	want := SharedPath{HostPath: real, GuestName: "c.rootfs", ReadOnly: true, Recursive: true}
-	if p.Root == nil || *p.Root != want || len(p.Shares) != 1 || p.Shares[0] != want {
+	if p.Root == nil || !reflect.DeepEqual(*p.Root, want) || len(p.Shares) != 1 || !reflect.DeepEqual(p.Shares[0], want) {
 		t.Errorf("root = %+v, shares %+v, want %+v", p.Root, p.Shares, want)
 	}
 	if p.Spec.Root.Path != "/guest/share/c.rootfs" {
@@ -222,7 +222,7 @@ func TestPlanSharesFiles(t *testing.T) {
 			if want := (specs.Mount{Destination: "/d", Type: "bind", Source: guest, Options: c.options}); !reflect.DeepEqual(got, want) {
 				t.Errorf("mount = %+v\nwant    %+v", got, want)
 			}
-			if len(p.Shares) != 2 || p.Shares[1] != c.share {
+			if len(p.Shares) != 2 || !reflect.DeepEqual(p.Shares[1], c.share) {
 				t.Errorf("shares = %+v\nwant the root and %+v", p.Shares, c.share)
 			}
 		})

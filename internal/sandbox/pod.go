@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"syscall"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -178,7 +180,10 @@ func (s *Sandbox) lendMember(c *container, plan *ocispec.Plan, copies []*storage
 // copiesOf takes hold of the files that a container is to see.
 func copiesOf(shares []ocispec.SharedPath) (copies []*storage.Copy, err error) {
 	for _, share := range shares {
-		one, err := storage.CopyOf(share.HostPath, share.ReadOnly, share.Recursive)
+		one, err := storage.CopyAs(share.HostPath, storage.How{
+			ReadOnly: share.ReadOnly, Recursive: share.Recursive, TopOnly: share.TopOnly, Follow: share.Follow,
+			UIDs: idMaps(share.UIDs), GIDs: idMaps(share.GIDs),
+		})
 		if err != nil {
 			closeAll(copies)
 			return nil, err
@@ -186,6 +191,13 @@ func copiesOf(shares []ocispec.SharedPath) (copies []*storage.Copy, err error) {
 		copies = append(copies, one)
 	}
 	return copies, nil
+}
+
+func idMaps(mappings []specs.LinuxIDMapping) (maps []syscall.SysProcIDMap) {
+	for _, m := range mappings {
+		maps = append(maps, syscall.SysProcIDMap{ContainerID: int(m.ContainerID), HostID: int(m.HostID), Size: int(m.Size)})
+	}
+	return maps
 }
 
 func closeAll(copies []*storage.Copy) {

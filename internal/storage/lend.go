@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strconv"
 	"syscall"
 
@@ -13,44 +14,73 @@ import (
 
 // lent is one name of a tree that Lend gave out.
 type lent struct {
-	hostPath  string
-	file      os.FileInfo // of hostPath when it was lent
-	readOnly  bool
-	recursive bool
-	users     int
+	hostPath string
+	file     os.FileInfo // of hostPath when it was lent
+	how      How
+	users    int
+}
+
+// How is the way in which the guest sees a file of the host.
+type How struct {
+	ReadOnly  bool // nothing can be written through it by anybody
+	Recursive bool // what is mounted below it is part of it
+	// TopOnly narrows ReadOnly to the file itself, without what is mounted below it.
+	TopOnly bool
+	// Follow has the guest see what is mounted below it later, too.
+	Follow bool
+	// UIDs and GIDs show the owners of files as they map them; none of them: as they are.
+	UIDs, GIDs []syscall.SysProcIDMap
 }
 
 // serves tells whether what is lent already is what another request asks for. Containers that share a file of
 // the host must see it by one name: the guest keeps caches and locks for each name apart.
 func (l *lent) serves(c *Copy, file os.FileInfo) bool {
-	return l.hostPath == c.hostPath && os.SameFile(l.file, file) && l.recursive == c.recursive && (l.readOnly == c.readOnly || c.readOnly)
+	writable := c.how
+	writable.ReadOnly, writable.TopOnly = false, false
+	return l.hostPath == c.hostPath && os.SameFile(l.file, file) &&
+		(reflect.DeepEqual(l.how, c.how) || reflect.DeepEqual(l.how, writable))
 }
 
 // Copy is a file of the host, with what is mounted on it, that is to be put into a tree.
 type Copy struct {
-	mount     *os.File
-	hostPath  string
-	readOnly  bool
-	recursive bool
+	mount    *os.File
+	hostPath string
+	how      How
 }
 
 // CopyOf takes hold of the file or directory hostPath, an absolute path without symlinks, as this thread's mount
-// namespace has it. With readOnly nothing can be written through it by anybody, with recursive what is mounted below
-// hostPath now is part of it. Close frees it.
+// namespace has it. With recursive what is mounted below hostPath now is part of it. Close frees it.
 func CopyOf(hostPath string, readOnly, recursive bool) (*Copy, error) {
+	return CopyAs(hostPath, How{ReadOnly: readOnly, Recursive: recursive})
+}
+
+// CopyAs is CopyOf for every way to see a file.
+func CopyAs(hostPath string, how How) (*Copy, error) {
 	if !filepath.IsAbs(hostPath) {
 		return nil, fmt.Errorf("share %q with the guest: the path is not absolute", hostPath)
 	}
-	// The flags beside readOnly are about this host: what a guest writes must not run here, nor open a device of
+	// The flags beside those of how are about this host: what a guest writes must not run here, nor open a device of
 	// the host. The guest applies its own.
-	mount, err := sys.CloneMount(hostPath, recursive, sys.MountFlags{ReadOnly: readOnly, NoExec: true, NoDev: true, NoSUID: true})
+	flags := sys.MountFlags{
+		ReadOnly: how.ReadOnly && !how.TopOnly, ReadOnlyTop: how.ReadOnly && how.TopOnly, Follow: how.Follow,
+		NoExec: true, NoDev: true, NoSUID: true,
+	}
+	if len(how.UIDs)+len(how.GIDs) > 0 {
+		ns, err := sys.NewUserNS(how.UIDs, how.GIDs)
+		if err != nil {
+			return nil, fmt.Errorf("share %s with the guest: %w", hostPath, err)
+		}
+		defer ns.Close()
+		flags.UserNS = ns
+	}
+	mount, err := sys.CloneMount(hostPath, how.Recursive, flags)
 	if errors.Is(err, syscall.ELOOP) {
 		err = fmt.Errorf("a symlink took the place of a part of the path: %w", err)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("share %s with the guest: %w", hostPath, err)
 	}
-	return &Copy{mount: mount, hostPath: hostPath, readOnly: readOnly, recursive: recursive}, nil
+	return &Copy{mount: mount, hostPath: hostPath, how: how}, nil
 }
 
 // Close frees what was not put into a tree; what was stays there.
@@ -83,7 +113,7 @@ func (t *Tree) Lend(c *Copy) (name string, err error) {
 		return "", fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
 	}
 	t.names[name] = true
-	t.lent[name] = &lent{hostPath: c.hostPath, file: file, readOnly: c.readOnly, recursive: c.recursive, users: 1}
+	t.lent[name] = &lent{hostPath: c.hostPath, file: file, how: c.how, users: 1}
 	return name, nil
 }
 

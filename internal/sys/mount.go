@@ -10,12 +10,19 @@ import (
 // MountFlags narrow what can be done through a mount.
 type MountFlags struct {
 	ReadOnly bool
+	// ReadOnlyTop is ReadOnly without what is mounted below.
+	ReadOnlyTop bool
+	// Follow has mounts that are made elsewhere later, and their ends, show in the copy too.
+	Follow bool
+	// UserNS is an open user namespace that ids are shown as it maps them (MOUNT_ATTR_IDMAP, mount_setattr(2)); nil for none.
+	// What is mounted below keeps its own.
+	UserNS *os.File
 	// NoExec, NoDev and NoSUID are about programs of this machine, not of a guest that it serves.
 	NoExec, NoDev, NoSUID bool
 }
 
 // CloneMount returns a detached copy of the mount of the file or directory at path, from path down, with
-// what is mounted below it where recursive is set. flags hold for all of it, and nothing that is mounted
+// what is mounted below it where recursive is set. flags hold for all of it, and but for Follow nothing that is mounted
 // or unmounted elsewhere later shows in it. It follows no symlink in any part of path. The caller
 // attaches it with AttachMount; closing it without that frees it.
 func CloneMount(path string, recursive bool, flags MountFlags) (*os.File, error) {
@@ -35,6 +42,9 @@ func CloneMount(path string, recursive bool, flags MountFlags) (*os.File, error)
 		return nil, fmt.Errorf("copy mount of %s: %w", path, err)
 	}
 	set := unix.MountAttr{Propagation: unix.MS_PRIVATE}
+	if flags.Follow {
+		set.Propagation = unix.MS_SLAVE
+	}
 	for bit, on := range map[uint64]bool{
 		unix.MOUNT_ATTR_RDONLY: flags.ReadOnly, unix.MOUNT_ATTR_NOEXEC: flags.NoExec,
 		unix.MOUNT_ATTR_NODEV: flags.NoDev, unix.MOUNT_ATTR_NOSUID: flags.NoSUID,
@@ -46,6 +56,20 @@ func CloneMount(path string, recursive bool, flags MountFlags) (*os.File, error)
 	if err := unix.MountSetattr(fd, "", attr, &set); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("set flags of the mount of %s: %w", path, err)
+	}
+	top := unix.MountAttr{}
+	if flags.ReadOnlyTop {
+		top.Attr_set |= unix.MOUNT_ATTR_RDONLY
+	}
+	if flags.UserNS != nil {
+		top.Attr_set |= unix.MOUNT_ATTR_IDMAP
+		top.Userns_fd = uint64(flags.UserNS.Fd())
+	}
+	if top.Attr_set != 0 {
+		if err := unix.MountSetattr(fd, "", unix.AT_EMPTY_PATH, &top); err != nil {
+			unix.Close(fd)
+			return nil, fmt.Errorf("set flags of the mount of %s itself: %w", path, err)
+		}
 	}
 	return os.NewFile(uintptr(fd), path), nil
 }
