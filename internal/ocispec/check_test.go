@@ -117,7 +117,7 @@ func TestNamespaces(t *testing.T) {
 		{"pid path", "", only(specs.LinuxNamespace{Type: "pid", Path: "/proc/1/ns/pid"})},
 		{"ipc path", "", only(specs.LinuxNamespace{Type: "ipc", Path: "/proc/1/ns/ipc"})},
 		{"uts path", "", only(specs.LinuxNamespace{Type: "uts", Path: "/proc/1/ns/uts"})},
-		{"user path", "cannot join the user namespace", only(specs.LinuxNamespace{Type: "user", Path: "/proc/1/ns/user"})},
+		{"user path", "needs linux.uidMappings", only(specs.LinuxNamespace{Type: "user", Path: "/proc/1/ns/user"})},
 		{"time", "time namespaces are not supported", only(specs.LinuxNamespace{Type: "time"})},
 		{"no linux", "", func(s *specs.Spec) { s.Linux = nil }},
 	})
