@@ -61,6 +61,11 @@ type Config struct {
 	// Publish are the ports that such a container gets: [ADDRESS:]HOST:GUEST[/tcp|/udp], with commas between.
 	Publish string `toml:"publish"`
 
+	// NICIngressBPS and NICEgressBPS bound what each network interface brings to the guest and takes from it, in bits a
+	// second; 0 is without bound.
+	NICIngressBPS int `toml:"nic_ingress_bps"`
+	NICEgressBPS  int `toml:"nic_egress_bps"`
+
 	// Annotations are the keys that a container's annotations "dev.husk.<key>" may set for it.
 	Annotations []string `toml:"annotations"`
 }
@@ -149,6 +154,8 @@ var checks = []func(Config) error{
 	func(c Config) error { return oneOf("template", c.Template, "on", "ready", "off") },
 	func(c Config) error { return oneOf("accel", c.Accel, "auto", "kvm", "tcg") },
 	func(c Config) error { return oneOf("host_network", c.HostNetwork, "refuse", "user") },
+	func(c Config) error { return rate("nic_ingress_bps", c.NICIngressBPS) },
+	func(c Config) error { return rate("nic_egress_bps", c.NICEgressBPS) },
 	func(c Config) error { return between("memory_mib", c.MemoryMiB, MinMemoryMiB, 1<<24) },
 	func(c Config) error { return between("overhead_mib", c.OverheadMiB, 64, 1<<20) },
 	func(c Config) error { return between("vcpus", c.VCPUs, 1, 64) },
@@ -162,6 +169,15 @@ const MinMemoryMiB = 96
 func absolute(key, value string) error {
 	if !filepath.IsAbs(value) {
 		return fmt.Errorf("%s = %q: must be an absolute path", key, value)
+	}
+	return nil
+}
+
+// rate checks a rate in bits a second.
+func rate(key string, value int) error {
+	const least, most = 64_000, 1_000_000_000_000
+	if value != 0 && (value < least || value > most) {
+		return fmt.Errorf("%s = %d: must be 0 or from %d to %d", key, value, least, most)
 	}
 	return nil
 }

@@ -31,10 +31,13 @@ const (
 	// priority of our filters among those of an interface: behind what somebody set to police packets.
 	priority = 0x6875
 	// cookie begins the mark of our filters, which goes on with what else was changed of the interface: that it
-	// takes all multicast, and that it has a queue, which the kernel gives it with a qdisc.
+	// takes all multicast, and that it has a queue, which the kernel gives it with a qdisc, and that its rate is limited.
 	cookie    = "husk:"
 	multicast = "m"
 	queue     = "q"
+	limited   = "t"
+	// limitHandle names our limits among qdiscs.
+	limitHandle = priority << 16
 	// maxInterfaces is what the guest takes of them.
 	maxInterfaces = 64
 )
@@ -49,9 +52,9 @@ type Network struct {
 	// Guest is what the guest is to be told.
 	Guest *agentv1.SetNetworkRequest
 
-	queues int
-	space  *os.File    // the namespace
-	watch  *rtnl.Watch // hears of what changes from before the first look on
+	options Options
+	space   *os.File    // the namespace
+	watch   *rtnl.Watch // hears of what changes from before the first look on
 
 	mu    sync.Mutex
 	conn  *rtnl.Conn    // to the namespace, which it keeps in being; guarded by mu
@@ -68,9 +71,16 @@ type card struct {
 	undo   cleanup.Stack
 }
 
-// Attach takes over the interfaces of the namespace at path. Each card gets as many queues as are asked
-// for. After an error nothing is changed.
-func Attach(path string, queues int) (*Network, error) {
+// Options say how a VM has a network.
+type Options struct {
+	Queues int // of each card
+	// Ingress and Egress are the most that each interface brings to the guest and takes from it, in bits a second; 0 is
+	// without bound.
+	Ingress, Egress int64
+}
+
+// Attach takes over the interfaces of the namespace at path. After an error nothing is changed.
+func Attach(path string, o Options) (*Network, error) {
 	for _, own := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
 		same, err := sys.SameNetwork(path, own)
 		if same {
@@ -80,7 +90,7 @@ func Attach(path string, queues int) (*Network, error) {
 			return nil, err
 		}
 	}
-	n := &Network{queues: queues}
+	n := &Network{options: o}
 	err := sys.InNetwork(path, n.attach)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take over network namespace %s: %w", path, err), n.Close())
@@ -150,11 +160,11 @@ func (n *Network) bridge(l rtnl.Link) (_ vmm.NIC, err error) {
 		}
 	}()
 	name := fmt.Sprintf("%s%d", tapPrefix, l.Index)
-	if nic.Taps, err = sys.OpenTap(name, n.queues); err != nil {
+	if nic.Taps, err = sys.OpenTap(name, n.options.Queues); err != nil {
 		return nic, err
 	}
 	c.undo.Add(func() error { closeAll(nic.Taps); return nil })
-	if nic.Vhosts, err = openVhosts(n.queues); err != nil {
+	if nic.Vhosts, err = openVhosts(n.options.Queues); err != nil {
 		return nic, err
 	}
 	c.undo.Add(func() error { closeAll(nic.Vhosts); return nil })
@@ -171,6 +181,9 @@ func (n *Network) bridge(l rtnl.Link) (_ vmm.NIC, err error) {
 		return nic, fmt.Errorf("redirect its tap's packets: %w", err)
 	}
 	if err := n.steal(c, l); err != nil {
+		return nic, err
+	}
+	if err := n.limit(c, l); err != nil {
 		return nic, err
 	}
 	n.cards = append(n.cards, c)
@@ -204,6 +217,9 @@ func (n *Network) steal(c *card, l rtnl.Link) error {
 	if l.Queue == 0 {
 		mark += queue
 	}
+	if n.options.Egress > 0 {
+		mark += limited
+	}
 	c.undo.Add(func() error { return unlessGone(restore(n.conn, l.Index, mark)) })
 	if err := n.conn.Redirect(l.Index, c.tap, priority, mark); err != nil {
 		return fmt.Errorf("redirect its packets: %w", err)
@@ -217,8 +233,39 @@ func (n *Network) steal(c *card, l rtnl.Link) error {
 	return nil
 }
 
+// limit bounds the rates of an interface: what goes to the guest waits at the tap, and what comes from it at the
+// interface itself, where the mark of its filter tells of it.
+func (n *Network) limit(c *card, l rtnl.Link) error {
+	for _, way := range []struct {
+		name  string
+		index int
+		bits  int64
+	}{{"ingress", c.tap, n.options.Ingress}, {"egress", l.Index, n.options.Egress}} {
+		if way.bits == 0 {
+			continue
+		}
+		const leastBurst, mostBurst, burstTime, waitTime = 128 << 10, 16 << 20, 20, 200 // bytes, bytes, ms, ms
+		rate := uint64(way.bits) / 8
+		burst := min(max(rate*burstTime/1000, leastBurst), mostBurst)
+		err := n.conn.Limit(way.index, limitHandle, rate, uint32(burst), uint32(min(burst+rate*waitTime/1000, 1<<31)))
+		if errors.Is(err, syscall.EEXIST) {
+			return fmt.Errorf("limit its %s: it has a queueing discipline of its own", way.name)
+		}
+		if err != nil {
+			return fmt.Errorf("limit its %s (by the kernel's tbf): %w", way.name, err)
+		}
+	}
+	return nil
+}
+
 // restore takes back what the mark of a filter says of its interface.
 func restore(conn *rtnl.Conn, index int, mark string) error {
+	mark = strings.TrimPrefix(mark, cookie)
+	if strings.Contains(mark, limited) {
+		if err := conn.Unlimit(index, limitHandle); err != nil && !errors.Is(err, syscall.EINVAL) && !errors.Is(err, syscall.ENOENT) { // not there yet
+			return err
+		}
+	}
 	change := rtnl.Change{NoQueue: strings.Contains(mark, queue)}
 	if strings.Contains(mark, multicast) {
 		change.Clear = syscall.IFF_ALLMULTI

@@ -60,7 +60,7 @@ const look = "ip -o link | sed 's/state [A-Z]*//; s/,LOWER_UP//; s/NO-CARRIER,//
 
 func attach(t *testing.T, path string, queues int) *Network {
 	t.Helper()
-	n, err := Attach(path, queues)
+	n, err := Attach(path, Options{Queues: queues})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -174,6 +174,41 @@ func TestCleanAfterPart(t *testing.T) {
 	}
 }
 
+// TestLimits: limits are set on both sides, and nothing of them is left, whoever takes them back.
+func TestLimits(t *testing.T) {
+	path, run := namespace(t, plain...)
+	before := run(look)
+	o := Options{Queues: 1, Ingress: 8_000_000, Egress: 40_000_000_000}
+	for _, end := range []string{"close", "death"} {
+		n, err := Attach(path, o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if out := run("tc qdisc"); !strings.Contains(out, "rate 8Mbit burst 128Kb") || !strings.Contains(out, "rate 40Gbit burst 1") {
+			t.Errorf("the limits are not there: %s", out)
+		}
+		if end == "close" {
+			closed(t, n)
+		} else {
+			vmm.CloseNICs(n.NICs)
+			if err := Clean(path); err != nil {
+				t.Error(err)
+			}
+		}
+		if after := run(look); after != before {
+			t.Errorf("%s: left behind:\n%s\nbefore:\n%s", end, after, before)
+		}
+	}
+	run("tc qdisc add dev eth0 root handle 7: pfifo")
+	now := run(look)
+	if _, err := Attach(path, o); err == nil || !strings.Contains(err.Error(), "queueing discipline of its own") {
+		t.Errorf("an interface with a qdisc: %v", err)
+	}
+	if after := run(look); after != now {
+		t.Errorf("left behind:\n%s\nbefore:\n%s", after, now)
+	}
+}
+
 func TestCleanWhereNothingIs(t *testing.T) {
 	for _, path := range []string{"/no/such/namespace", "/proc/0/ns/net", "/dev/null"} {
 		if err := Clean(path); err != nil {
@@ -183,13 +218,13 @@ func TestCleanWhereNothingIs(t *testing.T) {
 }
 
 func TestAttachRefuses(t *testing.T) {
-	if _, err := Attach("/proc/self/ns/net", 1); !errors.Is(err, ErrHost) {
+	if _, err := Attach("/proc/self/ns/net", Options{Queues: 1}); !errors.Is(err, ErrHost) {
 		t.Errorf("the own network: %v, want ErrHost", err)
 	}
 	path, run := namespace(t, plain...)
 	before := run(look)
 	first := attach(t, path, 1)
-	if _, err := Attach(path, 1); err == nil || !strings.Contains(err.Error(), "belongs to another virtual machine") {
+	if _, err := Attach(path, Options{Queues: 1}); err == nil || !strings.Contains(err.Error(), "belongs to another virtual machine") {
 		t.Errorf("a namespace that has a VM: %v", err)
 	}
 	closed(t, first)
@@ -201,7 +236,7 @@ func TestAttachRefuses(t *testing.T) {
 	} {
 		run(commands...)
 		now := run(look)
-		if _, err := Attach(path, 1); err == nil || !strings.Contains(err.Error(), what) {
+		if _, err := Attach(path, Options{Queues: 1}); err == nil || !strings.Contains(err.Error(), what) {
 			t.Errorf("Attach: %v, want %s", err, what)
 		}
 		if after := run(look); after != now {

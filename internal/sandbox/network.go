@@ -31,7 +31,9 @@ func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec
 	if err != nil {
 		return err
 	}
-	taken, err := network.Attach(plan.NetNS, min(spec.VCPUs, maxQueues))
+	taken, err := network.Attach(plan.NetNS, network.Options{
+		Queues: min(spec.VCPUs, maxQueues), Ingress: int64(s.config.NICIngressBPS), Egress: int64(s.config.NICEgressBPS),
+	})
 	if err != nil {
 		return err
 	}

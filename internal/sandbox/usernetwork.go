@@ -2,7 +2,7 @@ package sandbox
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"strings"
 	"time"
 
@@ -27,8 +27,11 @@ func (s *Sandbox) checkHostNetwork(plan *ocispec.Plan, r CreateRequest) error {
 	if plan.Network == ocispec.NetworkHost && r.User == nil && s.config.HostNetwork != "user" {
 		return errHostNetwork
 	}
+	if plan.Network == ocispec.NetworkHost && s.config.NICIngressBPS+s.config.NICEgressBPS > 0 {
+		return errors.New("nic_ingress_bps and nic_egress_bps: user-mode networking has no limits of rates")
+	}
 	if plan.Network != ocispec.NetworkHost && len(ports) > 0 {
-		return fmt.Errorf("ports are published by user-mode networking only, and the container has a network namespace")
+		return errors.New("ports are published by user-mode networking only, and the container has a network namespace")
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -118,4 +119,44 @@ func TestNetworkFlag(t *testing.T) {
 		husk(t, "run", "--rm", "--network", network, demo, "true").fails(125, words...)
 	}
 	husk(t, "run", "--rm", "--network", "none", demo, "true").ok()
+}
+
+// TestNetworkRates: what goes each way takes as long as the rate that it is limited to makes it; an interface that has
+// been given a limit of its own cannot have another, and nothing is changed of it.
+func TestNetworkRates(t *testing.T) {
+	begin(t)
+	probe := probe(t)
+	l := newLAN(t, 1500)
+	begun(t, l.host.command(probe, "serve", "7")).prints("serving\n")
+	const script = "cat /proc/uptime; /probe tcp 10.77.0.1:7 600000; cat /proc/uptime"
+	for key, least := range map[string]float64{"nic_ingress_bps": 1.5, "nic_egress_bps": 1.5} { // 600,000 bytes less a burst of 128 KiB, at 2 Mbit/s: 1.9 s
+		out := with(t, []string{key + " = 2000000"}, "run", "--rm", "--network", "ns:"+l.one.path, "-v", probe+":/probe:ro", demo, "sh", "-ec", script).ok()
+		var before, after, idle float64
+		var said string
+		if _, err := fmt.Sscanf(out, "%f %f\nsame tcp %s\n%f", &before, &idle, &said, &after); err != nil {
+			t.Fatalf("the container printed %q: %v", out, err)
+		}
+		if took := after - before; took < least || took > 20*least {
+			t.Errorf("%s: 600,000 bytes took %.2f s", key, took)
+		}
+	}
+	l.two.run("tc qdisc add dev eth0 root handle 7: pfifo")
+	with(t, []string{"nic_egress_bps = 2000000"}, "run", "--rm", "--network", "ns:"+l.two.path, demo, "true").fails(125, "eth0", "queueing discipline of its own")
+	with(t, []string{"nic_egress_bps = 2000000"}, "run", "--rm", "--network", "user", demo, "true").fails(125, "no limits of rates")
+	with(t, []string{"nic_egress_bps = 200"}, "run", "--rm", demo, "true").fails(125, "nic_egress_bps", "64000")
+	l.two.run("tc qdisc del dev eth0 root")
+}
+
+// TestNetworkPolicy: rules of the host on its end of a veth hold for the guest, which cannot go around them.
+func TestNetworkPolicy(t *testing.T) {
+	begin(t)
+	probe := probe(t)
+	l := newLAN(t, 1500)
+	begun(t, l.host.command(probe, "serve", "7")).prints("serving\n")
+	begun(t, l.host.command(probe, "serve", "8")).prints("serving\n")
+	l.host.run("iptables -A INPUT -i cni0 -p tcp --dport 8 -j REJECT --reject-with tcp-reset")
+	out := on(t, l.one, probe)("ruled", "/probe tcp 10.77.0.1:7 1000; /probe tcp 10.77.0.1:8 1000 || echo refused").ok()
+	if out != "same tcp 1000\nrefused\n" {
+		t.Errorf("the container printed %q", out)
+	}
 }
