@@ -86,7 +86,7 @@ var layers = []layer{
 	},
 	{
 		[]string{
-			"internal/agent/cgroup", "internal/agent/mnt", "internal/agent/nic", "internal/agent/proc",
+			"internal/agent/cgroup", "internal/agent/mnt", "internal/agent/names", "internal/agent/nic", "internal/agent/proc",
 			"internal/agent/runner", "internal/agent/spec", "internal/agent/stdio",
 		}, []string{"internal/agent/proc", "internal/agent/stdio", "api/agent/v1", "internal/cleanup", "internal/sys/..."},
 		"the agent's parts do not know the agent",

@@ -10,6 +10,7 @@ import (
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/agent/cgroup"
+	"husk.dev/husk/internal/agent/names"
 	"husk.dev/husk/internal/agent/proc"
 )
 
@@ -241,6 +242,22 @@ func (s service) SetNetwork(ctx context.Context, r *agentv1.SetNetworkRequest) (
 		return nil, fail(codes.FailedPrecondition, "the network is not this agent's to set up")
 	}
 	return empty, s.agent.network.Apply(ctx, r)
+}
+
+// ForwardNames answers DNS queries with what the owner says to them.
+func (s service) ForwardNames(ctx context.Context, r *agentv1.ForwardNamesRequest) (*agentv1.Empty, error) {
+	if !s.agent.config.Machine {
+		return nil, fail(codes.FailedPrecondition, "the network is not this agent's to set up")
+	}
+	conn, err := s.agent.streams.Claim(ctx, r.GetStream())
+	if err != nil {
+		return nil, err
+	}
+	if err := names.Forward(r.GetAddress(), conn); err != nil {
+		conn.Close()
+		return nil, fail(codes.FailedPrecondition, "forward names: %v", err)
+	}
+	return empty, nil
 }
 
 // Sync writes what is dirty.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path"
 	"slices"
@@ -39,6 +40,8 @@ type Plan struct {
 	Network Network
 	// NetNS is the network namespace on the host for NetworkPath.
 	NetNS string
+	// Nameserver is that of the container where it is on a loopback address, in NetNS. Its zero value: none.
+	Nameserver netip.Addr
 	// Hooks run on the host. StartContainer hooks are not among them: they run in the container, so
 	// they stay in Spec. CreateContainer hooks have no mount namespace of the container to run in.
 	Hooks specs.Hooks
@@ -96,6 +99,7 @@ func MakePlan(b *Bundle, o PlanOptions) (*Plan, error) {
 	if b.Spec.Linux != nil {
 		p.Resources = b.Spec.Linux.Resources
 	}
+	p.Nameserver = localNameserver(spec)
 	cleanProcess(spec.Process)
 	p.planHooks()
 	p.planNamespaces()

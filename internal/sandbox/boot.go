@@ -217,7 +217,10 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	if err := s.connect(ctx, a, vm, spec); err != nil {
 		return nil, err
 	}
-	return root, s.setNetwork(ctx, a, vm)
+	if err := s.setNetwork(ctx, a, vm); err != nil {
+		return root, err
+	}
+	return root, s.forwardNames(ctx, a, plan)
 }
 
 // patience is how long a VM may take to run, and then its guest to answer.

@@ -343,6 +343,58 @@ func (x *PingResponse) GetOffsetNanoseconds() int64 {
 // SetNetworkRequest is a network as the host's kernel lists it, so that nothing of it is lost on the way.
 // The four lists are bodies of rtnetlink messages (rtnetlink(7)) in the byte order of both: their fixed part
 // and attributes, with only what makes sense to set.
+type ForwardNamesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Address       string                 `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"` // a loopback address of IP version 4
+	Stream        uint64                 `protobuf:"varint,2,opt,name=stream,proto3" json:"stream,omitempty"`  // the token of a stream
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ForwardNamesRequest) Reset() {
+	*x = ForwardNamesRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ForwardNamesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ForwardNamesRequest) ProtoMessage() {}
+
+func (x *ForwardNamesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ForwardNamesRequest.ProtoReflect.Descriptor instead.
+func (*ForwardNamesRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *ForwardNamesRequest) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *ForwardNamesRequest) GetStream() uint64 {
+	if x != nil {
+		return x.Stream
+	}
+	return 0
+}
+
 type SetNetworkRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Interfaces    []*Interface           `protobuf:"bytes,1,rep,name=interfaces,proto3" json:"interfaces,omitempty"` // at most 64
@@ -356,7 +408,7 @@ type SetNetworkRequest struct {
 
 func (x *SetNetworkRequest) Reset() {
 	*x = SetNetworkRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -368,7 +420,7 @@ func (x *SetNetworkRequest) String() string {
 func (*SetNetworkRequest) ProtoMessage() {}
 
 func (x *SetNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[5]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -381,7 +433,7 @@ func (x *SetNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetNetworkRequest.ProtoReflect.Descriptor instead.
 func (*SetNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{5}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *SetNetworkRequest) GetInterfaces() []*Interface {
@@ -437,7 +489,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -449,7 +501,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[6]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -462,7 +514,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{6}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Interface) GetIndex() uint32 {
@@ -561,7 +613,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -573,7 +625,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -586,7 +638,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -656,7 +708,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -668,7 +720,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -681,7 +733,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Memory) GetName() string {
@@ -707,7 +759,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +771,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +784,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -757,7 +809,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -769,7 +821,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -782,7 +834,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -820,7 +872,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -832,7 +884,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -845,7 +897,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Disk) GetSerial() string {
@@ -904,7 +956,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -916,7 +968,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -929,7 +981,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -983,7 +1035,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -995,7 +1047,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1008,7 +1060,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -1030,7 +1082,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1042,7 +1094,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1055,7 +1107,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1095,7 +1147,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1159,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1172,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1143,7 +1195,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1155,7 +1207,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1168,7 +1220,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -1209,7 +1261,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1221,7 +1273,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1234,7 +1286,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ConnectRequest) GetPort() uint32 {
@@ -1263,7 +1315,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1275,7 +1327,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1288,7 +1340,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1331,7 +1383,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1343,7 +1395,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1356,7 +1408,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1397,7 +1449,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1409,7 +1461,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1422,7 +1474,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1452,7 +1504,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1464,7 +1516,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1477,7 +1529,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1523,7 +1575,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1535,7 +1587,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1548,7 +1600,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1610,7 +1662,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1622,7 +1674,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1635,7 +1687,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1697,7 +1749,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1709,7 +1761,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1722,7 +1774,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1754,7 +1806,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1818,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1831,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1833,7 +1885,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1845,7 +1897,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1858,7 +1910,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1883,7 +1935,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1895,7 +1947,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1908,7 +1960,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -1975,7 +2027,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1987,7 +2039,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2000,7 +2052,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Event) GetContainer() string {
@@ -2068,7 +2120,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2080,7 +2132,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2093,7 +2145,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2118,7 +2170,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2130,7 +2182,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2143,7 +2195,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2171,7 +2223,10 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\vPingRequest\x12$\n" +
 	"\x0enow_unix_nanos\x18\x01 \x01(\x03R\fnowUnixNanos\"=\n" +
 	"\fPingResponse\x12-\n" +
-	"\x12offset_nanoseconds\x18\x01 \x01(\x03R\x11offsetNanoseconds\"\xb7\x01\n" +
+	"\x12offset_nanoseconds\x18\x01 \x01(\x03R\x11offsetNanoseconds\"G\n" +
+	"\x13ForwardNamesRequest\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"\xb7\x01\n" +
 	"\x11SetNetworkRequest\x128\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x18.husk.agent.v1.InterfaceR\n" +
@@ -2314,7 +2369,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM2\xfe\t\n" +
+	"\x03OOM2\xc8\n" +
+	"\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -2333,7 +2389,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05Shell\x12\x1b.husk.agent.v1.ShellRequest\x1a\x1b.husk.agent.v1.ExecResponse\x12D\n" +
 	"\n" +
 	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x12>\n" +
-	"\aConnect\x12\x1d.husk.agent.v1.ConnectRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
+	"\aConnect\x12\x1d.husk.agent.v1.ConnectRequest\x1a\x14.husk.agent.v1.Empty\x12H\n" +
+	"\fForwardNames\x12\".husk.agent.v1.ForwardNamesRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Rest\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
 
@@ -2349,98 +2406,101 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 32)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
 	(*HelloResponse)(nil),           // 2: husk.agent.v1.HelloResponse
 	(*PingRequest)(nil),             // 3: husk.agent.v1.PingRequest
 	(*PingResponse)(nil),            // 4: husk.agent.v1.PingResponse
-	(*SetNetworkRequest)(nil),       // 5: husk.agent.v1.SetNetworkRequest
-	(*Interface)(nil),               // 6: husk.agent.v1.Interface
-	(*CreateContainerRequest)(nil),  // 7: husk.agent.v1.CreateContainerRequest
-	(*Memory)(nil),                  // 8: husk.agent.v1.Memory
-	(*CreateContainerResponse)(nil), // 9: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 10: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 11: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 12: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 13: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 14: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 15: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 16: husk.agent.v1.ShellRequest
-	(*ConnectRequest)(nil),          // 17: husk.agent.v1.ConnectRequest
-	(*SignalRequest)(nil),           // 18: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 19: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 20: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 21: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 22: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 23: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 24: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 25: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 26: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 27: husk.agent.v1.Process
-	(*Event)(nil),                   // 28: husk.agent.v1.Event
-	(*Exit)(nil),                    // 29: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 30: husk.agent.v1.OOM
-	nil,                             // 31: husk.agent.v1.MemoryStats.StatEntry
+	(*ForwardNamesRequest)(nil),     // 5: husk.agent.v1.ForwardNamesRequest
+	(*SetNetworkRequest)(nil),       // 6: husk.agent.v1.SetNetworkRequest
+	(*Interface)(nil),               // 7: husk.agent.v1.Interface
+	(*CreateContainerRequest)(nil),  // 8: husk.agent.v1.CreateContainerRequest
+	(*Memory)(nil),                  // 9: husk.agent.v1.Memory
+	(*CreateContainerResponse)(nil), // 10: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 11: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 12: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 13: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 14: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 15: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 16: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 17: husk.agent.v1.ShellRequest
+	(*ConnectRequest)(nil),          // 18: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 19: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 20: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 21: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 22: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 23: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 24: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 25: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 26: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 27: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 28: husk.agent.v1.Process
+	(*Event)(nil),                   // 29: husk.agent.v1.Event
+	(*Exit)(nil),                    // 30: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 31: husk.agent.v1.OOM
+	nil,                             // 32: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	6,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
-	10, // 1: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	12, // 2: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	8,  // 3: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
-	11, // 4: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	11, // 5: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	12, // 6: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	12, // 7: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	22, // 8: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	23, // 9: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	24, // 10: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	25, // 11: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	31, // 12: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	27, // 13: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	29, // 14: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	30, // 15: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	7,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
+	11, // 1: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	13, // 2: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	9,  // 3: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
+	12, // 4: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	12, // 5: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	13, // 6: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	13, // 7: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	23, // 8: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	24, // 9: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	25, // 10: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	26, // 11: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	32, // 12: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	28, // 13: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	30, // 14: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	31, // 15: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
 	1,  // 16: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
 	3,  // 17: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	7,  // 18: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	13, // 19: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	13, // 20: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	14, // 21: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	18, // 22: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	19, // 23: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	13, // 24: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	13, // 25: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	20, // 26: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	13, // 27: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	13, // 28: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	8,  // 18: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	14, // 19: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	14, // 20: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	15, // 21: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	19, // 22: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	20, // 23: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	14, // 24: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	14, // 25: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	21, // 26: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	14, // 27: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	14, // 28: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
 	0,  // 29: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	16, // 30: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	5,  // 31: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	17, // 32: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	0,  // 33: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 34: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 35: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 36: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	9,  // 37: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 38: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 39: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	15, // 40: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 41: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 42: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 43: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 44: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 45: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	21, // 46: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	26, // 47: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	28, // 48: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	15, // 49: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 50: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 51: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 52: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 53: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	35, // [35:54] is the sub-list for method output_type
-	16, // [16:35] is the sub-list for method input_type
+	17, // 30: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 31: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	18, // 32: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 33: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	0,  // 34: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 35: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 36: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 37: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	10, // 38: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 39: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 40: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	16, // 41: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 42: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 43: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 44: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 45: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 46: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	22, // 47: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	27, // 48: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	29, // 49: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	16, // 50: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 51: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 52: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 53: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 54: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 55: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	36, // [36:56] is the sub-list for method output_type
+	16, // [16:36] is the sub-list for method input_type
 	16, // [16:16] is the sub-list for extension type_name
 	16, // [16:16] is the sub-list for extension extendee
 	0,  // [0:16] is the sub-list for field type_name
@@ -2451,8 +2511,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[11].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[28].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[29].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2462,7 +2522,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   32,
+			NumMessages:   33,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ type AgentService interface {
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
 	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
+	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -157,6 +158,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.Connect(ctx, &req)
 			},
+			"ForwardNames": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req ForwardNamesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.ForwardNames(ctx, &req)
+			},
 			"Rest": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
 				if err := unmarshal(&req); err != nil {
@@ -206,6 +214,7 @@ type AgentClient interface {
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
 	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
+	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -372,6 +381,14 @@ func (c *agentClient) SetNetwork(ctx context.Context, req *SetNetworkRequest) (*
 func (c *agentClient) Connect(ctx context.Context, req *ConnectRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "Connect", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) ForwardNames(ctx context.Context, req *ForwardNamesRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "ForwardNames", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
