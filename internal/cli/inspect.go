@@ -28,7 +28,7 @@ func (a *App) psCommand() *cobra.Command {
 		Use:   "ps [ID]",
 		Short: "List running containers, or the processes of one",
 		Long: "Without an id, ps lists containers. With one it lists the container's processes by their\n" +
-			"ids in the guest.",
+			"ids in the guest; as JSON it names the process that stands for the container on the host.",
 		Args:    cobra.MaximumNArgs(1),
 		Example: "  husk ps\n  husk ps --all\n  husk ps web",
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -99,11 +99,12 @@ func (a *App) processes(ctx context.Context, id, format string) error {
 		return err
 	}
 	if format == "json" {
-		pids := []uint32{}
-		for _, p := range list.Processes {
-			pids = append(pids, p.Pid)
+		// Engines look these up among the host's processes.
+		_, record, err := a.load(id)
+		if err != nil {
+			return err
 		}
-		return a.printLine(pids)
+		return a.printLine([]int{record.Host.PID})
 	}
 	w := table(a.out)
 	fmt.Fprintln(w, "UID\tPID\tPPID\tSTIME\tTTY\tTIME\tCMD")

@@ -16,8 +16,6 @@ const (
 	MaxVCPUs     = 240
 	// MaxCmdline leaves room in the 2,048 bytes of an x86 kernel for what drivers add.
 	MaxCmdline = 1536
-	// maxSocketPath is the length of sun_path in unix(7), less the final zero.
-	maxSocketPath = 107
 )
 
 var (
@@ -117,9 +115,6 @@ func checkShares(s Spec) error {
 		seen[share.Tag] = true
 		if err := checkPath("share "+share.Tag, share.Socket); err != nil {
 			return err
-		}
-		if len(share.Socket) > maxSocketPath {
-			return fmt.Errorf("share %s: socket path of %d bytes: at most %d", share.Tag, len(share.Socket), maxSocketPath)
 		}
 	}
 	return nil

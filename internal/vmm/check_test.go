@@ -52,7 +52,6 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		{"relative disk", func(s *Spec) { s.Disks[0].Path = "d" }, "disk root-0"},
 		{"tag", func(s *Spec) { s.Shares[0].Tag = "a/b" }, `tag "a/b"`},
 		{"same tag", func(s *Spec) { s.Shares = append(s.Shares, s.Shares[0]) }, "taken"},
-		{"long socket", func(s *Spec) { s.Shares[0].Socket = "/" + strings.Repeat("a", 107) }, "108 bytes"},
 		{"no MAC address", func(s *Spec) { s.NICs[0].MAC = nil }, "(eth0): MAC"},
 		{"zero MAC address", func(s *Spec) { s.NICs[0].MAC = make(net.HardwareAddr, 6) }, "(eth0): MAC"},
 		{"a group's MAC address", func(s *Spec) { s.NICs[0].MAC = net.HardwareAddr{3, 0, 0, 0, 0, 1} }, "03:00"},

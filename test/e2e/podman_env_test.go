@@ -19,6 +19,8 @@ type node struct {
 	t   *testing.T
 	pid int
 	dir string
+
+	enter []string // further flags of nsenter
 }
 
 // newNode starts a node with the image localhost/demo. In its scripts p is podman, $N the flag for no network, $D a
@@ -62,7 +64,8 @@ func (n *node) run(runtime, script string) result {
 	if runtime == "husk" {
 		runtime = filepath.Join(n.dir, "husk")
 	}
-	cmd := exec.Command("nsenter", "--net", "--mount", "--ipc", "--uts", "--target", fmt.Sprint(n.pid), "--wd="+n.dir, "--", "sh", "-c", script)
+	args := append([]string{"--net", "--mount", "--ipc", "--uts", "--target", fmt.Sprint(n.pid), "--wd=" + n.dir}, n.enter...)
+	cmd := exec.Command("nsenter", append(args, "--", "sh", "-c", script)...)
 	cmd.Env = append(os.Environ(), "RUNTIME="+runtime, "D="+n.dir, "A="+name, "N=--network=none", "PATH="+n.dir+":"+os.Getenv("PATH"),
 		"CONTAINERS_CONF="+n.dir+"/containers.conf", "TMPDIR="+n.dir)
 	return begun(n.t, cmd).wait()

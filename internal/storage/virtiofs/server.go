@@ -14,11 +14,10 @@ import (
 
 	"husk.dev/husk/internal/child"
 	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/sys"
 )
 
 const (
-	// maxSocketPath is the longest path of a unix socket, in bytes: sun_path without its end.
-	maxSocketPath = 107
 	// stderrLimit is how much of what virtiofsd last said is kept, in bytes.
 	stderrLimit = 4 << 10
 )
@@ -126,15 +125,13 @@ func fileLimit() int {
 // listen makes the socket. It uses no net.Listener, whose descriptors do not block: virtiofsd waits in
 // accept(2) for the monitor.
 func listen(o Options) (*os.File, error) {
-	if len(o.Socket) > maxSocketPath {
-		return nil, fmt.Errorf("socket %s: the path has %d bytes, at most %d", o.Socket, len(o.Socket), maxSocketPath)
-	}
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make socket: %w", err)
 	}
 	file := os.NewFile(uintptr(fd), o.Socket)
-	if err := syscall.Bind(fd, &syscall.SockaddrUnix{Name: o.Socket}); err != nil {
+	err = sys.SocketAt(o.Socket, func(short string) error { return syscall.Bind(fd, &syscall.SockaddrUnix{Name: short}) })
+	if err != nil {
 		file.Close()
 		return nil, fmt.Errorf("make socket %s: %w", o.Socket, err)
 	}

@@ -331,7 +331,7 @@ func TestStartRefuses(t *testing.T) {
 		{Options{Dir: filepath.Join(dir, "none"), Socket: socket}, "no such file"},
 		{Options{Dir: file, Socket: socket}, "not a directory"},
 		{Options{Dir: dir + ",posix_acl", Socket: socket}, "comma"},
-		{Options{Dir: dir, Socket: filepath.Join(dir, strings.Repeat("s", 107))}, "at most 107"},
+		{Options{Dir: dir, Socket: filepath.Join(dir, strings.Repeat("s", 107))}, "invalid argument"},
 		{Options{Dir: dir, Socket: file}, "address already in use"},
 		{Options{Dir: dir, Socket: socket, Binary: filepath.Join(dir, "none")}, "no such file"},
 		{Options{Dir: dir, Socket: socket, Binary: file}, "no virtiofsd that husk knows"},

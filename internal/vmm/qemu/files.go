@@ -10,6 +10,7 @@ import (
 	"syscall"
 
 	"husk.dev/husk/internal/cleanup"
+	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/sys/vsock"
 	"husk.dev/husk/internal/vmm"
 )
@@ -181,7 +182,11 @@ func reopenable(s vmm.Spec, info os.FileInfo, path string, right os.FileMode) er
 
 func (r *resources) share(ctx context.Context, share vmm.Share) (int, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", share.Socket)
+	var conn net.Conn
+	err := sys.SocketAt(share.Socket, func(short string) (err error) {
+		conn, err = d.DialContext(ctx, "unix", short)
+		return err
+	})
 	if err != nil {
 		return 0, err
 	}
