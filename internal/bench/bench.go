@@ -58,6 +58,7 @@ var groups = []group{
 	{name: "memory", title: "Memory", once: true, step: stepMemory},
 	{name: "io", title: "Files", native: true, step: stepFiles},
 	{name: "cpu", title: "Processes and computing", native: true, step: stepCPU},
+	{name: "net", title: "Network", native: true, step: stepNet},
 	{name: "density", title: "Density", once: true, step: stepDensity},
 }
 

@@ -62,7 +62,7 @@ func (s *session) prepare(ctx context.Context) error {
 		return fmt.Errorf("make root directory: %w", err)
 	}
 	for name, args := range bundles {
-		if err := s.makeBundle(name, args); err != nil {
+		if err := s.makeBundle(name, args, ""); err != nil {
 			return fmt.Errorf("make bundle: %w", err)
 		}
 	}
@@ -112,7 +112,7 @@ func (s *session) makeRoot() error {
 	if err := os.WriteFile(s.path("rootfs/etc/passwd"), []byte("root:x:0:0:root:/:/bin/sh\n"), 0o644); err != nil {
 		return err
 	}
-	if !s.options.has("io") && !s.options.has("cpu") {
+	if !s.options.has("io") && !s.options.has("cpu") && !s.options.has("net") {
 		return nil
 	}
 	if err := copyFile(s.path("rootfs", loadProgram), s.setting.Binary); err != nil {
@@ -127,12 +127,16 @@ func (s *session) makeRoot() error {
 	return load.MakeData(s.path("bind/data"))
 }
 
-// makeBundle writes a configuration: that of `husk spec`, with a program and a root that can be written.
-func (s *session) makeBundle(name string, args []string) error {
+// makeBundle writes a configuration: that of `husk spec`, with a program and a root that can be written, and with the
+// network namespace at a path unless that is empty.
+func (s *session) makeBundle(name string, args []string, network string) error {
 	spec := ocispec.Example(false, 0, 0)
 	spec.Process.Terminal = false
 	spec.Process.Args = args
 	spec.Root = &specs.Root{Path: s.path("rootfs")}
+	if network != "" {
+		ocispec.Namespace(&spec, specs.NetworkNamespace).Path = network
+	}
 	if name == "bind" {
 		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: bindMount, Type: "bind", Source: s.path("bind"), Options: []string{"rbind", "rw"}})
 	}

@@ -87,6 +87,13 @@ func Measures(o Options) []Measure {
 		Measure{Name: "cpu.loop", Title: "loop of integer operations", Unit: "M/s", Higher: true, Main: true},
 		Measure{Name: "cpu.pipe", Title: "round trip of a byte over pipes", Unit: "us", Main: true},
 
+		Measure{Name: "net.tcp.send", Title: "TCP to the host, a stream", Unit: "Mbit/s", Higher: true, Main: true},
+		Measure{Name: "net.tcp.receive", Title: "TCP from the host, a stream", Unit: "Mbit/s", Higher: true, Main: true},
+		Measure{Name: "net.tcp.send.8", Title: "TCP to the host, eight streams", Unit: "Mbit/s", Higher: true},
+		Measure{Name: "net.tcp.receive.8", Title: "TCP from the host, eight streams", Unit: "Mbit/s", Higher: true},
+		Measure{Name: "net.udp.send", Title: "UDP to the host, what came", Unit: "Mbit/s", Higher: true},
+		Measure{Name: "net.tcp.request", Title: "TCP round trip of a byte", Unit: "1/s", Higher: true, Main: true},
+
 		Measure{Name: "density.starts", Title: "containers run, one a processor", Unit: "1/s", Higher: true, Main: true},
 		Measure{Name: "density.idle", Title: fmt.Sprintf("idle containers that fit, of %d", o.IdleMax), Unit: "", Higher: true},
 	)

@@ -21,6 +21,8 @@ type Sample struct {
 //
 //	files DIR DATA   files in a new directory below DIR, and reads of DATA, made by MakeData
 //	cpu BUSYBOX      processes, system calls, computing; BUSYBOX is forked
+//	net ADDRESS      TCP and UDP to and from a server at HOST:PORT
+//	net-serve ADDR   that server; it prints a line and serves until it is killed
 //	echo             the other end of the pipes of cpu: returns every byte it reads
 func Main(args []string, out io.Writer) error {
 	var samples []Sample
@@ -30,10 +32,14 @@ func Main(args []string, out io.Writer) error {
 		samples, err = files(args[1], args[2])
 	case len(args) == 2 && args[0] == "cpu":
 		samples, err = cpu(args[1])
+	case len(args) == 2 && args[0] == "net":
+		samples, err = network(args[1])
+	case len(args) == 2 && args[0] == "net-serve":
+		return serve(args[1], out)
 	case len(args) == 1 && args[0] == "echo":
 		return echo()
 	default:
-		return errors.New("bench-load takes files DIR DATA, cpu BUSYBOX, or echo")
+		return errors.New("bench-load takes files DIR DATA, cpu BUSYBOX, net ADDRESS, net-serve ADDRESS, or echo")
 	}
 	if err != nil {
 		return err

@@ -1,8 +1,11 @@
 package load
 
 import (
+	"bufio"
 	"bytes"
 	"encoding/json"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -87,4 +90,39 @@ func TestUnknownWork(t *testing.T) {
 	if err := Main([]string{"dance"}, &bytes.Buffer{}); err == nil {
 		t.Error("unknown work was done")
 	}
+}
+
+func TestNetwork(t *testing.T) {
+	r, w := io.Pipe()
+	port := freePort(t)
+	go func() { _ = serve(port, w) }() // until the test's process ends
+	if line, err := bufio.NewReader(r).ReadString('\n'); err != nil || line != "serving\n" {
+		t.Fatalf("the server printed %q, %v", line, err)
+	}
+	var out bytes.Buffer
+	if err := Main([]string{"net", port}, &out); err != nil {
+		t.Fatal(err)
+	}
+	var samples []Sample
+	if err := json.Unmarshal(out.Bytes(), &samples); err != nil || len(samples) != 6 {
+		t.Fatalf("%d samples, %v: %s", len(samples), err, out.String())
+	}
+	for _, s := range samples {
+		if s.Value <= 0 {
+			t.Errorf("%s is %g", s.Name, s.Value)
+		}
+	}
+	if err := Main([]string{"net", "127.0.0.1:1"}, &out); err == nil {
+		t.Error("a server that is not there was measured")
+	}
+}
+
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
 }
