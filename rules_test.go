@@ -189,8 +189,8 @@ var keepers = []struct {
 	{"golang.org/x/sys/unix", []string{"internal/sys/..."}, "", "one place to review what husk asks of the kernel"},
 	{"unsafe", []string{"..."}, "_unsafe.go", "a reader finds what the compiler does not check by its name"},
 	{
-		"github.com/containerd/containerd", []string{"internal/shim/...", "internal/image"}, "",
-		"containerd is one of husk's front ends, and has the code that unpacks layers",
+		"github.com/containerd/containerd", []string{"internal/shim/...", "internal/image", "test/conformance/..."}, "",
+		"containerd is one of husk's front ends, has the code that unpacks layers, and runs a suite",
 	},
 	{"github.com/google/go-containerregistry", []string{"internal/image", "test/..."}, "", "images come from one place, and tests make some"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/manpages"}, "", "only the command layer is a command line"},
