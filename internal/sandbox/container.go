@@ -41,6 +41,7 @@ type container struct {
 	execs    map[string]*process
 	subs     map[chan Event]struct{}
 	lent     []string // its names in the tree of shares
+	limitMiB int      // of its memory, 0 for none
 	warnings []string // what was done otherwise than it was asked for
 }
 

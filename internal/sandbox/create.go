@@ -142,7 +142,7 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 		return err
 	}
 	c.mu.Lock()
-	c.warnings = plan.Warnings
+	c.warnings, c.limitMiB = plan.Warnings, memoryLimit(plan)
 	c.mu.Unlock()
 	s.mu.Lock()
 	s.pod.first, s.pod.plan, s.pod.size = c, plan, size

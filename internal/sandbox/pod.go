@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -26,9 +27,12 @@ type pod struct {
 	made  bool          // and one has succeeded
 	first *container    // the one that the VM was made for, also when it is deleted
 	plan  *ocispec.Plan // of first
-	size  ocispec.Size  // of the VM
+	size  ocispec.Size  // of the VM, as it was started
 	tree  *storage.Tree // of shares; nil: the VM sees no files of the host
 	dir   *state.Dir    // where the VM's own files are: Options.Dir, or what it became when first was deleted
+
+	growing sync.Mutex // held while the VM gets more memory
+	grown   int        // MiB that it has got; guarded by growing
 }
 
 const (
@@ -129,19 +133,7 @@ func (s *Sandbox) planMember(r CreateRequest) (*ocispec.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.fitNetwork(plan); err != nil {
-		return nil, err
-	}
-	s.mu.Lock()
-	have := int64(s.pod.size.MemoryMiB)
-	s.mu.Unlock()
-	if l := bundle.Spec.Linux; l != nil && l.Resources != nil && l.Resources.Memory != nil && l.Resources.Memory.Limit != nil {
-		if want := *l.Resources.Memory.Limit >> 20; want > have {
-			plan.Warnings = append(plan.Warnings, fmt.Sprintf(
-				"the memory limit is %d MiB, but the virtual machine, whose size its first container decided, has %d MiB", want, have))
-		}
-	}
-	return plan, nil
+	return plan, s.fitNetwork(plan)
 }
 
 // lendMember gives a further container what it needs of the host.
@@ -157,6 +149,9 @@ func (s *Sandbox) lendMember(c *container, plan *ocispec.Plan, copies []*storage
 	first.mu.Unlock()
 	// A thread of this process is where all of it is: in the sandbox's group.
 	usable := hostcgroup.Usable(plan.CgroupsPath) && r.HostPID > 0 && !sys.OwnThread(r.HostPID)
+	if err := s.fitMemory(c, plan); err != nil {
+		plan.Warnings = append(plan.Warnings, err.Error())
+	}
 	c.mu.Lock()
 	c.warnings = plan.Warnings
 	c.record.Sandbox, c.record.Helpers = s.options.Dir.ID(), vm.Helpers

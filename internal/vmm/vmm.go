@@ -179,6 +179,13 @@ type NICPlugger interface {
 	UnplugNIC(ctx context.Context, mac net.HardwareAddr) error
 }
 
+// MemoryGrower adds RAM to a running VM that has Shares, for as long as it runs. A machine that has no place for it, or
+// none left, gives an error that matches ErrNotSupported.
+type MemoryGrower interface {
+	// GrowMemory adds mib MiB or a little more, which the guest finds in its own time.
+	GrowMemory(ctx context.Context, mib int) error
+}
+
 // Isolator tells what keeps a VM's guest in. A VM without it counts as Emulated.
 type Isolator interface {
 	Isolation() Isolation

@@ -266,3 +266,46 @@ func TestPodAtOnce(t *testing.T) {
 	each(func(b *bundle) []string { return []string{"delete", "--force", b.id} })
 	expect(t, "what the sandbox says", sandbox.exec("echo well"), "well\n")
 }
+
+// TestPodMemory creates containers whose memory limits are together more than the virtual machine has.
+func TestPodMemory(t *testing.T) {
+	begin(t)
+	if os.Getenv("HUSK_TEST_MACHINE") == "microvm" {
+		t.Skip("machine microvm takes no more memory")
+	}
+	sandbox := newSandbox(t)
+	total := func() (mib int) {
+		t.Helper()
+		if _, err := fmt.Sscanf(sandbox.exec("head -1 /proc/meminfo"), "MemTotal: %d", &mib); err != nil {
+			t.Fatal(err)
+		}
+		return mib >> 10
+	}
+	before := total()
+	limited := func(id string, mib int64) *bundle {
+		b := newMember(t, sandbox, id, `dd if=/dev/zero of=/dev/null bs=$1 count=1 2>/dev/null && echo filled; exec sleep 1000`)
+		b.spec.Process.Args = append(b.spec.Process.Args, "sh", fmt.Sprint(mib<<20*3/4))
+		limit := mib << 20
+		b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: &limit}
+		return b
+	}
+	a := limited("a", 600).up()
+	until(t, "the guest has more memory", patience, func() bool { return total() >= 600 })
+	limited("b", 100).up()
+	until(t, "the guest has memory for both", patience, func() bool { return total() >= 700 })
+	a.printed("filled")
+	t.Logf("the guest had %d MiB and has %d MiB", before, total())
+	huge := limited("huge", 1<<30)
+	said := husk(t, "create", "--bundle", huge.write(), huge.id).cmd()
+	log, err := os.OpenFile(file(t, ""), os.O_WRONLY, 0) // a pipe would be open as long as the container
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	said.Stderr = log
+	err = said.Run()
+	remove(t, huge.id)
+	if text := content(t, log.Name()); err != nil || !strings.Contains(text, "the host has") {
+		t.Errorf("a limit of more than the host has: %v, %q", err, text)
+	}
+}
