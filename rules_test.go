@@ -110,6 +110,10 @@ var layers = []layer{
 		"serves a sandbox, and is its client",
 	},
 	{
+		[]string{"internal/install"}, []string{"internal/state"},
+		"edits files of others, and knows nothing of what it names there",
+	},
+	{
 		[]string{"internal/shim"},
 		[]string{
 			"api/agent/v1", "internal/cleanup", "internal/config", "internal/hook", "internal/ocispec", "internal/sandbox",
@@ -139,7 +143,7 @@ var layers = []layer{
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
 			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/hook",
-			"internal/hostcgroup", "internal/image", "internal/network", "internal/ocispec", "internal/sandbox", "internal/shim", "internal/state",
+			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/shim", "internal/state",
 			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",

@@ -91,7 +91,7 @@ image() {
 for version in 3.8 3.10 3.10.1 3.10.2; do
 	image "pause:$version" pause '{"Entrypoint":["/pause"],"Labels":{"version":"'$version'"}}'
 done
-e2e=e2e-test-images
+e2e="e2e-test-images"
 tools=k8s-staging-cri-tools
 image $e2e/busybox:1.29-2 busybox '{"Cmd":["sh"]}'
 image library/busybox:latest busybox '{"Cmd":["sh"]}'
