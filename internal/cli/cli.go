@@ -70,6 +70,9 @@ func Main(args []string, version string, drivers map[string]func(string) vmm.Dri
 	app := &App{version: version, drivers: drivers, in: os.Stdin, out: os.Stdout, err: os.Stderr}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
+	if err := mapped(); err != nil {
+		return app.exitCode(err)
+	}
 	root := app.command()
 	root.SetArgs(args)
 	return app.exitCode(root.ExecuteContext(ctx))
@@ -122,6 +125,9 @@ func (a *App) command() *cobra.Command {
 		SilenceErrors: true,
 		Version:       a.version,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if needsNamespace(cmd) {
+				return inNamespace()
+			}
 			return runFailed(cmd, a.setUp())
 		},
 	}

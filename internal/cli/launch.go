@@ -53,7 +53,7 @@ type launch struct {
 // begin takes the container's id, saves a first state and starts an owner.
 func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	if os.Geteuid() != 0 {
-		return nil, errors.New("husk needs root: it mounts the container's files and gives the VM a user of its own")
+		return nil, errors.New("husk needs root, or root of a user namespace: it mounts the container's files")
 	}
 	l := &launch{app: a}
 	defer func() {

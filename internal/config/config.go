@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 
 	"github.com/BurntSushi/toml"
 )
@@ -74,7 +75,7 @@ type Config struct {
 func Default() Config {
 	run := "/run/husk"
 	data := "/var/lib/husk"
-	if os.Geteuid() != 0 {
+	if !machineRoot() {
 		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 			run = filepath.Join(dir, "husk")
 		}
@@ -88,6 +89,17 @@ func Default() Config {
 		MemoryMiB: 512, OverheadMiB: 96, VCPUs: 1, WritableMiB: 10 * 1024,
 		StartTimeoutSeconds: 120, HostNetwork: "refuse", Annotations: []string{"template"},
 	}
+}
+
+// machineRoot tells whether this process is the machine's root: root of a user namespace whose users are not the
+// machine's, as engines without root have one, has no place in /run and /var.
+func machineRoot() bool {
+	if os.Geteuid() != 0 {
+		return false
+	}
+	data, err := os.ReadFile("/proc/self/uid_map")
+	fields := strings.Fields(string(data))
+	return err != nil || len(fields) == 3 && fields[1] == "0"
 }
 
 // Load returns the defaults overlaid with file and the drop-ins beside it, checked. A missing

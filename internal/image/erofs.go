@@ -135,11 +135,15 @@ func allocated(fi os.FileInfo) int64 {
 	return fi.Size()
 }
 
-// checkXattrs says whether overlayfs's marks can be kept on the file system of dir.
+// checkXattrs says whether overlayfs's marks can be kept on the file system of dir. Root of a user namespace may not set
+// them (user_namespaces(7)): there the images that have none can be unpacked.
 func checkXattrs(dir string) error {
 	err := syscall.Setxattr(dir, "trusted.husk", []byte{'y'}, 0)
-	if errors.Is(err, syscall.ENOTSUP) || errors.Is(err, syscall.EPERM) {
-		return fmt.Errorf("%s: the file system or the caller's rights allow no trusted extended attributes, which layers need: %w", dir, err)
+	if errors.Is(err, syscall.ENOTSUP) {
+		return fmt.Errorf("%s: the file system allows no trusted extended attributes, which layers need: %w", dir, err)
+	}
+	if errors.Is(err, syscall.EPERM) {
+		return nil
 	}
 	return err
 }

@@ -237,7 +237,11 @@ func markOpaque(dir string) error {
 	if err != nil || !fi.IsDir() {
 		return nil // replaced by a later entry, which hides what is below by itself
 	}
-	return syscall.Setxattr(dir, xattrOpaque, []byte{'y'}, 0)
+	err = syscall.Setxattr(dir, xattrOpaque, []byte{'y'}, 0)
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("a layer replaces a directory of the one below, which only root can unpack: %w", err)
+	}
+	return err
 }
 
 // setImpliedTime gives a directory that the layer does not carry the time it has below: unpacking into
