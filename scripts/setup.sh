@@ -15,7 +15,7 @@ packages=(
 	# builds the guest kernel
 	make linux-source-6.1 xz-utils lz4 flex bison bc libelf-dev libssl-dev
 	# tests
-	git runc shellcheck protobuf-compiler ca-certificates podman netavark catatonit iptables
+	git runc shellcheck protobuf-compiler ca-certificates podman netavark catatonit iptables uidmap
 	containerd containernetworking-plugins docker.io
 )
 case $machine in

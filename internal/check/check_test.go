@@ -168,7 +168,7 @@ func TestWrong(t *testing.T) {
 		fix    string // all of it
 	}{
 		"unknown architecture": {func(_ *testing.T, in *Inputs) { in.Arch = "riscv64" }, "architecture", Missing, "riscv64", "x86_64 and arm64", ""},
-		"not root":             {user, "user", Missing, "uid 1000", "needs root", "sudo husk check"},
+		"not root":             {user, "user", Warning, "uid 1000", "subordinate ids", "sudo husk check"},
 		"kvm emulated":         {state(kvm.Emulated), "kvm", Warning, "emulated", "interprets", ""},
 		"kvm denied":           {with(user, state(kvm.Denied)), "kvm", Warning, "denied", "may not open", "usermod -aG kvm USER, and log in again"},
 		"kvm denied to root":   {state(kvm.Denied), "kvm", Warning, "denied", "may not open", ""},
@@ -220,7 +220,7 @@ func TestWrong(t *testing.T) {
 			if got.Status != OK && got.Why == "" {
 				t.Error("no word on why it matters")
 			}
-			if want := c.status != Missing && in.UID == 0; r.Ready != want {
+			if want := c.status != Missing; r.Ready != want {
 				t.Errorf("ready is %v, want %v", r.Ready, want)
 			}
 			if r.Ready == (r.Isolation == "") {

@@ -8,8 +8,10 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/user"
 	"path/filepath"
 	"sort"
+	"strconv"
 	"strings"
 
 	"github.com/BurntSushi/toml"
@@ -75,11 +77,15 @@ type Config struct {
 func Default() Config {
 	run := "/run/husk"
 	data := "/var/lib/husk"
-	if !machineRoot() {
+	if who, root := outside(); !root {
 		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 			run = filepath.Join(dir, "husk")
 		}
-		if home, err := os.UserHomeDir(); err == nil {
+		home := os.Getenv("HOME") // which engines do not hand on
+		if u, err := user.LookupId(who); home == "" && err == nil {
+			home = u.HomeDir
+		}
+		if home != "" {
 			data = filepath.Join(home, ".local/share/husk")
 		}
 	}
@@ -91,15 +97,18 @@ func Default() Config {
 	}
 }
 
-// machineRoot tells whether this process is the machine's root: root of a user namespace whose users are not the
-// machine's, as engines without root have one, has no place in /run and /var.
-func machineRoot() bool {
+// outside tells which user of the machine this process is, and whether that is root. Root of a user namespace is the user
+// who made it, and has no place in /run and /var.
+func outside() (id string, root bool) {
 	if os.Geteuid() != 0 {
-		return false
+		return strconv.Itoa(os.Geteuid()), false
 	}
-	data, err := os.ReadFile("/proc/self/uid_map")
+	data, err := os.ReadFile("/proc/self/uid_map") // user_namespaces(7): inside, outside, count
 	fields := strings.Fields(string(data))
-	return err != nil || len(fields) == 3 && fields[1] == "0"
+	if err != nil || len(fields) < 3 || fields[0] != "0" {
+		return "0", true
+	}
+	return fields[1], fields[1] == "0"
 }
 
 // Load returns the defaults overlaid with file and the drop-ins beside it, checked. A missing

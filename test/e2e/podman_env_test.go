@@ -21,6 +21,7 @@ type node struct {
 	dir string
 
 	enter []string // further flags of nsenter
+	as    []string // what runs the scripts; nothing: root
 }
 
 // newNode starts a node with the image localhost/demo. In its scripts p is podman, $N the flag for no network, $D a
@@ -65,7 +66,8 @@ func (n *node) run(runtime, script string) result {
 		runtime = filepath.Join(n.dir, "husk")
 	}
 	args := append([]string{"--net", "--mount", "--ipc", "--uts", "--target", fmt.Sprint(n.pid), "--wd=" + n.dir}, n.enter...)
-	cmd := exec.Command("nsenter", append(args, "--", "sh", "-c", script)...)
+	args = append(append(args, "--"), n.as...)
+	cmd := exec.Command("nsenter", append(args, "sh", "-c", script)...)
 	cmd.Env = append(os.Environ(), "RUNTIME="+runtime, "D="+n.dir, "A="+name, "N=--network=none", "PATH="+n.dir+":"+os.Getenv("PATH"),
 		"CONTAINERS_CONF="+n.dir+"/containers.conf", "TMPDIR="+n.dir)
 	return begun(n.t, cmd).wait()
