@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
+	"time"
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
@@ -61,7 +63,25 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	})
 	go s.follow(s.box, c, init)
 	go s.watchMemory(s.box, c)
+	s.settle()
 	return &task.CreateTaskResponse{Pid: uint32(init.pid)}, nil
+}
+
+// settleWait is how long after a request a shim that has nothing to do but wait gives back what it took.
+const settleWait = 3 * time.Second
+
+// settle gives back, a little later, the memory that a request took.
+func (s *service) settle() {
+	if !s.settling.CompareAndSwap(false, true) {
+		return // soon enough
+	}
+	time.AfterFunc(settleWait, func() {
+		s.settling.Store(false)
+		debug.FreeOSMemory()
+		if err := sys.ReleaseText(); err != nil {
+			s.log.Debug("give back memory", "error", err)
+		}
+	})
 }
 
 // make makes a container up to where it can be started. When it fails nothing of it is left.

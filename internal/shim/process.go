@@ -107,6 +107,7 @@ func (p *process) ended(s *service, c *container, exit sandbox.Exit) {
 		ContainerID: c.id, ID: id, Pid: uint32(p.pid), ExitStatus: exit.Status, ExitedAt: timestamppb.New(exit.Time),
 	})
 	close(p.exited)
+	s.settle()
 }
 
 // Topics of containerd's events (containerd, core/runtime/events.go).

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
@@ -31,6 +32,7 @@ type service struct {
 	log           *slog.Logger
 	events        *publisher
 
+	settling           atomic.Bool
 	firstCall, endOnce sync.Once
 	called             chan struct{} // closed by the first request
 	end                chan struct{} // closed when the shim is to end
