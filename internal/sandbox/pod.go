@@ -61,15 +61,26 @@ func (s *Sandbox) byHostPID(pid int) string {
 
 // join makes a further container in the VM. When it fails nothing of it is left.
 func (s *Sandbox) join(ctx context.Context, r CreateRequest) error {
+	if r.Dir == nil || r.Dir.ID() != r.ID || r.ID == s.options.Dir.ID() {
+		r.Stdio.Close()
+		return fmt.Errorf("%w: the sandbox has container %q already, another needs a directory of its own", ErrState, s.options.Dir.ID())
+	}
+	err := s.makeMember(ctx, r)
+	if err != nil { // whoever asked for it may be gone
+		if left := r.Dir.Remove(); left != nil {
+			s.log.Warn("undo container", "container", r.ID, "error", left)
+		}
+	}
+	return err
+}
+
+func (s *Sandbox) makeMember(ctx context.Context, r CreateRequest) error {
 	taken := false // whether the streams own the request's files
 	defer func() {
 		if !taken {
 			r.Stdio.Close()
 		}
 	}()
-	if r.Dir == nil || r.Dir.ID() != r.ID {
-		return fmt.Errorf("%w: the sandbox has container %q already, another needs a directory of its own", ErrState, s.options.Dir.ID())
-	}
 	c, err := s.newContainer(r, r.Dir)
 	if err != nil {
 		return err

@@ -102,7 +102,7 @@ func TestPod(t *testing.T) {
 	expect(t, "status after delete", status(t, a.id), "none")
 	a = newMember(t, sandbox, "a", `cat /v/lock && echo again; exec sleep 1000`).onShm(memory).bind(volume, "/v").up()
 	a.printed("again")
-	expect(t, "a lock that nobody holds any more", b.exec("/probe lock /v/lock & sleep 2; kill $!"), "locked\n")
+	expect(t, "a lock that nobody holds any more", b.exec("/probe lock /v/lock & sleep 2; kill $! || { wait $!; echo ended $?; }"), "locked\n")
 	expect(t, "status of the sandbox", status(t, sandbox.id), "running")
 	monitor := helper(t, sandbox.id, "vmm")
 	for _, c := range []*box{b, sandbox, a} {
@@ -307,5 +307,39 @@ func TestPodMemory(t *testing.T) {
 	remove(t, huge.id)
 	if text := content(t, log.Name()); err != nil || !strings.Contains(text, "the host has") {
 		t.Errorf("a limit of more than the host has: %v, %q", err, text)
+	}
+}
+
+// TestPodCreateKilled kills whoever creates a container of a pod, at several moments: nothing of it is left.
+func TestPodCreateKilled(t *testing.T) {
+	begin(t)
+	sandbox := newSandbox(t)
+	b := newMember(t, sandbox, "cut", `exec sleep 1000`)
+	b.write()
+	remove(t, b.id)
+	for _, after := range []time.Duration{20, 60, 120, 200} {
+		cmd := husk(t, "create", "--bundle", b.dir, b.id).cmd()
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(after * time.Millisecond)
+		_ = cmd.Process.Kill()
+		if cmd.Wait() == nil { // it was faster
+			husk(t, "delete", b.id).ok()
+		}
+		until(t, "the container is gone or can be deleted", soon, func() bool {
+			switch status(t, b.id) {
+			case "none":
+				return true
+			case "stopped":
+				husk(t, "delete", b.id).ok()
+				return true
+			}
+			return false
+		})
+		expect(t, "what the sandbox says", sandbox.exec("echo well"), "well\n")
+		until(t, "the guest has the sandbox alone", soon, func() bool {
+			return husk(t, "shell", sandbox.id, "sh", "-c", "ls /run/crun").ok() == sandbox.id+"\n"
+		})
 	}
 }
