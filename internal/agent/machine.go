@@ -123,6 +123,7 @@ func (s service) Rest(context.Context, *agentv1.Empty) (*agentv1.Empty, error) {
 		return nil, err
 	}
 	s.agent.released = released
+	s.agent.network.Forget()
 	close(s.agent.resting)
 	return empty, nil
 }

@@ -21,6 +21,11 @@ type Rehearsal struct {
 // rehearsalID is what the container is called.
 const rehearsalID = "rehearsal"
 
+// loopback is a network with nothing but what every guest has: what is done once to set one up is done with it.
+func loopback() *agentv1.SetNetworkRequest {
+	return &agentv1.SetNetworkRequest{Interfaces: []*agentv1.Interface{{Index: 1, Name: "lo", Up: true}}}
+}
+
 // rehearse makes the container and removes it again.
 func (r *Rehearsal) rehearse(ctx context.Context, client *guest.Client) error {
 	_, err := client.CreateContainer(ctx, &agentv1.CreateContainerRequest{
@@ -43,7 +48,9 @@ func rest(ctx context.Context, vm vmm.VM, r *Rehearsal) error {
 		return err
 	}
 	if r != nil {
-		err = r.rehearse(ctx, client)
+		if _, err = client.SetNetwork(ctx, loopback()); err == nil {
+			err = r.rehearse(ctx, client)
+		}
 	}
 	if err == nil {
 		_, err = client.Rest(ctx, &agentv1.Empty{})

@@ -33,7 +33,7 @@ func TestBench(t *testing.T) {
 	begin(t)
 	dir := t.TempDir()
 	testenv.Leaks(t, dir)
-	out := husk(t, "bench", "start", "verbs", "memory", "cpu", "--rounds", "1", "--warmup", "0", "--parallel", "2",
+	out := husk(t, "bench", "start", "verbs", "memory", "cpu", "net", "--rounds", "1", "--warmup", "0", "--parallel", "2",
 		"--idle-max", "1", "--dir", dir, "--json").ok()
 	var r benchReport
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
@@ -46,6 +46,7 @@ func TestBench(t *testing.T) {
 		"start.output": 1, "start.exit": 1, "start.image": 1, "start.parallel.output": 2, "start.parallel.exit": 2,
 		"verbs.create": 1, "verbs.start": 1, "verbs.exec": 1, "verbs.kill": 1, "verbs.end": 1, "verbs.delete": 1, "verbs.teardown": 1,
 		"memory.bundle.1": 1, "memory.image.1": 1, "cpu.fork": 1, "cpu.syscall": 1, "cpu.loop": 1, "cpu.pipe": 1,
+		"net.tcp.send": 1, "net.tcp.receive": 1, "net.tcp.send.8": 1, "net.tcp.receive.8": 1, "net.udp.send": 1, "net.tcp.request": 1,
 	}
 	for _, res := range r.Results {
 		if res.Runtime != r.Runtimes[0].Name {

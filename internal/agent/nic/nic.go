@@ -104,6 +104,13 @@ func (n *Network) Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error
 	return err
 }
 
+// Forget makes the next request the first.
+func (n *Network) Forget() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.last = nil
+}
+
 // set sets up the interfaces that were found, in the order in which one thing needs the other.
 func (s *setter) set(r *agentv1.SetNetworkRequest) error {
 	if err := s.leave(); err != nil {
@@ -304,13 +311,12 @@ func (s *setter) prepare(i *agentv1.Interface) error {
 	if i.GetNoArp() {
 		change.Set, change.Clear = syscall.IFF_NOARP, 0
 	}
-	if err := s.conn.SetLink(l.Index, change); err != nil {
-		return err
+	if i.GetUp() {
+		change.Set |= syscall.IFF_UP
+	} else {
+		change.Clear |= syscall.IFF_UP
 	}
-	if !i.GetUp() {
-		return s.conn.SetLink(l.Index, rtnl.Change{Clear: syscall.IFF_UP})
-	}
-	return s.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_UP})
+	return s.conn.SetLink(l.Index, change)
 }
 
 // settled tells whether the last request set the interface up just so.
