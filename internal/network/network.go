@@ -92,6 +92,9 @@ func Attach(path string, o Options) (*Network, error) {
 	}
 	n := &Network{options: o}
 	err := sys.InNetwork(path, n.attach)
+	if errors.Is(err, syscall.EPERM) {
+		err = fmt.Errorf("%w (husk needs CAP_SYS_ADMIN, and CAP_NET_ADMIN over that namespace)", err)
+	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("take over network namespace %s: %w", path, err), n.Close())
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
@@ -83,8 +84,9 @@ func (s *space) untouched() *space {
 // cniDir is where Debian's package containernetworking-plugins has its programs.
 const cniDir = "/usr/lib/cni"
 
-// attach runs a CNI plugin in this namespace, the host's part, for an interface in another.
-func (s *space) attach(c *space, name, plugin, config string) {
+// attach runs a CNI plugin in this namespace, the host's part, for an interface in another. It returns what that
+// printed.
+func (s *space) attach(c *space, name, plugin, config string) string {
 	s.t.Helper()
 	program := filepath.Join(cniDir, plugin)
 	if _, err := os.Stat(program); err != nil {
@@ -96,10 +98,30 @@ func (s *space) attach(c *space, name, plugin, config string) {
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Run(); err != nil {
-		if strings.Contains(out.String(), "operation not supported") {
-			s.t.Skipf("the kernel of this machine has no %s: %s", plugin, strings.TrimSpace(out.String()))
+		for _, missing := range []string{"operation not supported", "Couldn't load match", "No chain/target/match by that name", "not supported, missing kernel module"} {
+			if strings.Contains(out.String(), missing) {
+				s.t.Skipf("the kernel of this machine has no %s: %s", plugin, strings.TrimSpace(out.String()))
+			}
 		}
 		s.t.Fatalf("%s: %v: %s", plugin, err, out.String())
+	}
+	return out.String()
+}
+
+// chain runs a chain of CNI plugins for one interface. A %q in a configuration is a directory of the test.
+func (s *space) chain(c *space, name string, configs []string) {
+	s.t.Helper()
+	result := ""
+	for _, config := range configs {
+		if strings.Contains(config, "%q") {
+			config = fmt.Sprintf(config, s.t.TempDir())
+		}
+		var is struct{ Type string }
+		if err := json.Unmarshal([]byte("{"+config+"}"), &is); err != nil {
+			s.t.Fatal(err)
+		}
+		result = s.attach(c, name, is.Type, `{"cniVersion": "0.4.0", "name": "net`+name+`", `+result+config+"}")
+		result = `"prevResult": ` + result + ", "
 	}
 }
 

@@ -145,6 +145,48 @@ func TestNetworkLooksTheSame(t *testing.T) {
 	}
 }
 
+// TestNetworkOfChains runs chains of plugins, as engines do, and several of them for one container, as Multus does.
+func TestNetworkOfChains(t *testing.T) {
+	begin(t)
+	for _, c := range []struct {
+		name   string
+		chains [][]string // configurations without what all have in common
+		script string     // in the container
+		prints string
+	}{
+		{"portmap, firewall, bandwidth, tuning", [][]string{{
+			`"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.77.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}`,
+			`"type": "portmap", "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}`,
+			`"type": "firewall"`,
+			`"type": "bandwidth", "ingressRate": 80000000, "ingressBurst": 8000000, "egressRate": 80000000, "egressBurst": 8000000`,
+			`"type": "tuning", "mac": "c2:b0:57:49:47:f1", "mtu": 1454`,
+		}}, "ping -c 1 -W 20 10.77.0.1 >/dev/null && echo reached", "reached\n"},
+		{"several interfaces, static addresses", [][]string{{
+			`"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.77.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}`,
+		}, {
+			`"type": "macvlan", "master": "up0", "mode": "bridge", "ipam": {"type": "static", "addresses": [{"address": "10.78.0.9/24"}, {"address": "fd78::9/64"}], "routes": [{"dst": "10.79.0.0/16", "gw": "10.78.0.1"}]}`,
+		}, {
+			`"type": "ptp", "ipam": {"type": "static", "addresses": [{"address": "10.80.0.9/24", "gateway": "10.80.0.1"}]}`,
+			`"type": "sbr"`,
+		}}, "for a in 10.77.0.1 10.78.0.1 10.80.0.1; do ping -c 1 -W 20 $a >/dev/null && echo reached $a; done", "reached 10.77.0.1\nreached 10.78.0.1\nreached 10.80.0.1\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			begin(t)
+			behind := newSpace(t)
+			host := newSpace(t, "ip link set lo up", fmt.Sprintf("ip link add up0 type veth peer name up1 netns %d", behind.pid), "ip link set up0 up")
+			behind.run("ip link set up1 up", "ip addr add 10.78.0.1/24 dev up1")
+			inside := newSpace(t, "ip link set lo up")
+			for i, chain := range c.chains {
+				host.chain(inside, fmt.Sprintf("eth%d", i), chain)
+			}
+			inside.settled()
+			if out := same(t, inside, c.script); out != c.prints {
+				t.Errorf("the container printed %q, want %q", out, c.prints)
+			}
+		})
+	}
+}
+
 // settled waits until the kernel knows that links are up, has made their own IPv6 addresses, and knows that nobody
 // else has those.
 func (s *space) settled() *space {
