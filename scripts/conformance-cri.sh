@@ -15,19 +15,43 @@ say() {
 	printf 'conformance-cri: %s\n' "$*" >&2
 }
 
-# Inside the namespaces: mounts, network and host name are this script's own, and end with it.
+# build_programs DIR builds critest and containerd with its clients.
+# shellcheck disable=SC2317 # cached calls it
+build_programs() {
+	mkdir -p "$1/bin" || return
+	(
+		export CGO_ENABLED=0
+		cd "$here/critest" || exit
+		"$go" test -c -o "$1/bin/critest" sigs.k8s.io/cri-tools/cmd/critest || exit
+		cd "$here/containerd" || exit
+		"$go" build -o "$1/bin/" github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr || exit
+	)
+}
+
+# unpack_busybox DIR unpacks Debian's busybox package, which cannot be installed beside the static one.
+# shellcheck disable=SC2317 # cached calls it
+unpack_busybox() {
+	(mkdir -p "$1" && cd "$1" && apt-get download -q busybox && dpkg-deb -x busybox_*.deb .)
+}
+
+# Outside: all that needs a network of the machine's. Inside: mounts, network and host name are this script's own, and end
+# with it.
 if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 	[ "$(id -u)" = 0 ] || { say "needs root" && exit 1; }
 	[ -x "$top/build/bin/husk" ] || { say "nothing built yet: make build image" && exit 1; }
 	missing=()
-	for package in containernetworking-plugins nginx-light busybox-static gcc util-linux procps; do
+	for package in containernetworking-plugins nginx-light busybox-static gcc util-linux procps iptables; do
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
 	done
 	if [ ${#missing[@]} -gt 0 ]; then
 		apt-get update -q >&2
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null >&2
 	fi
-	export HUSK_CONFORMANCE_INSIDE=1
+	HUSK_SUITE=$(cached critest "$({ cat "$here"/*/go.mod "$here"/*/go.sum && "$go" version; } | hash_of)" build_programs)
+	HUSK_BUSYBOX=$(cached busybox "$(dpkg-query -W busybox-static | hash_of)" unpack_busybox)
+	mkdir -p "$top/build"
+	(cd "$top" && CGO_ENABLED=0 "$go" build -o build/conformance-images ./test/conformance/cri/images)
+	export HUSK_SUITE HUSK_BUSYBOX HUSK_CONFORMANCE_INSIDE=1
 	exec unshare --net --mount --ipc --uts --propagation private "$0" "$@"
 fi
 
@@ -50,22 +74,6 @@ finish() {
 }
 trap finish EXIT
 
-# build_programs DIR builds critest and containerd with its clients.
-# shellcheck disable=SC2317 # cached calls it
-build_programs() {
-	mkdir -p "$1/bin" || return
-	(
-		export CGO_ENABLED=0
-		cd "$here/critest" || exit
-		"$go" test -c -o "$1/bin/critest" sigs.k8s.io/cri-tools/cmd/critest || exit
-		cd "$here/containerd" || exit
-		"$go" build -o "$1/bin/" github.com/containerd/containerd/v2/cmd/containerd github.com/containerd/containerd/v2/cmd/ctr || exit
-	)
-}
-
-suite=$(cached critest "$({ cat "$here"/*/go.mod "$here"/*/go.sum && "$go" version; } | hash_of)" build_programs)
-(cd "$top" && CGO_ENABLED=0 "$go" build -o "$work/images" ./test/conformance/cri/images)
-
 mount -t tmpfs -o mode=755 tmpfs /run
 mkdir -p /run/lock /run/netns /run/husk-conformance
 mkdir -p "$work/husk" "$work/data"
@@ -81,20 +89,20 @@ hostname node
 "$top/build/bin/husk" template build >/dev/null
 
 registry=127.0.0.1:5000
-"$here/images.sh" "$work/trees" >"$work/list"
-"$work/images" "$registry" "$work/list" >"$out/images.log" 2>&1 &
+"$here/images.sh" "$work/trees" "$HUSK_BUSYBOX/bin/busybox" >"$work/list"
+"$top/build/conformance-images" "$registry" "$work/list" >"$out/images.log" 2>&1 &
 children+=($!)
 timeout 60 sh -c "until grep -q serving '$out/images.log'; do sleep 0.1; done"
 
 "$here/config.sh" "$work" "$registry" >"$work/config.toml"
-PATH=$top/build/bin:$suite/bin:$PATH "$suite/bin/containerd" --config "$work/config.toml" >"$out/containerd.log" 2>&1 &
+PATH=$top/build/bin:$HUSK_SUITE/bin:$PATH "$HUSK_SUITE/bin/containerd" --config "$work/config.toml" >"$out/containerd.log" 2>&1 &
 children+=($!)
-timeout 60 sh -c "until '$suite/bin/ctr' -a '$work/sock' version >/dev/null 2>&1; do sleep 0.1; done"
+timeout 60 sh -c "until '$HUSK_SUITE/bin/ctr' -a '$work/sock' version >/dev/null 2>&1; do sleep 0.1; done"
 
 arguments=(-config /nonexistent -runtime-endpoint "unix://$work/sock" -image-endpoint "unix://$work/sock" -runtime-handler husk
 	--ginkgo.no-color --ginkgo.timeout=60m)
 [ -z "$focus" ] || arguments+=("--ginkgo.focus=$focus")
-timeout 4000 "$suite/bin/critest" "${arguments[@]}" >"$out/critest.log" 2>&1 || :
+timeout 4000 "$HUSK_SUITE/bin/critest" "${arguments[@]}" >"$out/critest.log" 2>&1 || :
 grep -A1 '^• \[FAILED\]' "$out/critest.log" | sed -n 's/^\[k8s.io\] //p' | sort >"$out/failed" || :
 grep -E '^Ran |Passed \|' "$out/critest.log" || { say "critest did not end by itself; see $out/critest.log" && exit 1; }
 wrong=0

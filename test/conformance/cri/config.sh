@@ -11,7 +11,7 @@ cat >"$dir/cni/10-bridge.conflist" <<-CNI
 	   "ipam":{"type":"host-local","ranges":[[{"subnet":"10.88.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}},
 	  {"type":"portmap","capabilities":{"portMappings":true}}]}
 CNI
-for host in registry.k8s.io gcr.io docker.io; do
+for host in registry.k8s.io k8s.gcr.io gcr.io docker.io; do
 	mkdir -p "$dir/hosts/$host"
 	printf 'server = "http://%s"\n[host."http://%s"]\n  capabilities = ["pull", "resolve"]\n' "$registry" "$registry" >"$dir/hosts/$host/hosts.toml"
 done

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Makes root directories in DIR from this machine's programs, and prints the list of images that critest asks for, in the
 # form that the program images reads.
-#   images.sh DIR
+#   images.sh DIR BUSYBOX    BUSYBOX is one that executes the files of its applets
 set -euo pipefail
 
-dir=$1
+dir=$1 dynamic=$2
 mkdir -p "$dir"
 
 # with_libraries ROOT PROGRAM... copies programs with the libraries that they load.
@@ -45,7 +45,7 @@ gcc -Os -static -s -o "$dir/setuid/nnp" "$dir/setuid.c"
 chmod 4755 "$dir/setuid/nnp"
 
 # busybox: each applet a hard link, so that masking one leaves the others. The static one's shell runs applets without
-# executing their files, and would not see a masked one: sh is this machine's dash.
+# executing their files, and would not see a masked one: sh is another one's.
 box=$dir/busybox
 mkdir -p "$box"/{bin,sbin,etc,tmp,root,home,proc,sys,dev,usr/bin,usr/sbin,var/run,var/log,var/www}
 chmod 1777 "$box/tmp"
@@ -54,7 +54,8 @@ busybox --list | while read -r applet; do
 	[ "$applet" = busybox ] || ln "$box/bin/busybox" "$box/bin/$applet"
 done
 rm -f "$box/bin/sh" "$box/bin/ash"
-with_libraries "$box" /bin/sh /usr/bin/ipcs /usr/bin/pgrep
+with_libraries "$box" "$dynamic" /usr/bin/ipcs /usr/bin/pgrep
+mv "$box$dynamic" "$box/bin/sh"
 ln -s /bin/env "$box/usr/bin/env"
 cat >"$box/etc/passwd" <<-PASSWD
 	root:x:0:0:root:/root:/bin/sh
@@ -88,7 +89,7 @@ image() {
 	local layers=$2
 	printf '%s\t%s\n' "$dir/${layers//,/,$dir/}" "$3"
 }
-for version in 3.8 3.10 3.10.1 3.10.2; do
+for version in 3.8 3.9 3.10 3.10.1 3.10.2; do
 	image "pause:$version" pause '{"Entrypoint":["/pause"],"Labels":{"version":"'$version'"}}'
 done
 e2e="e2e-test-images"
