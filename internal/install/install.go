@@ -126,6 +126,7 @@ const (
 
 var (
 	versionLine = regexp.MustCompile(`(?m)^version\s*=\s*(\d+)`)
+	anyRuntime  = regexp.MustCompile(`(?m)^\s*\[plugins\..*\.containerd\.runtimes\.`)
 	foreignHusk = regexp.MustCompile(`(?m)^\s*\[plugins\..*\.runtimes\.["']?husk["']?\]`)
 )
 
@@ -151,7 +152,12 @@ func addContainerd(old []byte, _ string) ([]byte, error) {
 	if !strings.HasSuffix(head, "\n") {
 		return nil, errors.New("it does not end with a line end: add one")
 	}
-	return []byte(head + blockBegin + "[" + table[version[1]] + ".containerd.runtimes.husk]\n" +
+	runc := ""
+	if version[1] == "2" && !anyRuntime.MatchString(head) {
+		// A file that names any runtime has containerd 1.6 forget its own default.
+		runc = "[" + table["2"] + ".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n"
+	}
+	return []byte(head + blockBegin + runc + "[" + table[version[1]] + ".containerd.runtimes.husk]\n" +
 		"  runtime_type = \"io.containerd.husk.v2\"\n  pod_annotations = [\"dev.husk.*\"]\n" + blockEnd), nil
 }
 

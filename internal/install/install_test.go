@@ -17,6 +17,7 @@ func TestApply(t *testing.T) {
 		{"containerd, no file", "containerd", "", `[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.husk]`},
 		{"containerd 1.6", "containerd", "version = 2\n", `[plugins."io.containerd.grpc.v1.cri".containerd.runtimes.husk]`},
 		{"containerd 2", "containerd", user, `[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.husk]`},
+		{"containerd 1.6, default runtime", "containerd", "version = 2\n", ".runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n"},
 		{"crio", "crio", "", `runtime_path = "/opt/husk"`},
 		{"podman", "podman", "", `husk = ["/opt/husk"]`},
 		{"docker, no file", "docker", "", `"path": "/opt/husk"`},
