@@ -185,7 +185,7 @@ func (f *follower) add(ctx context.Context, chosen *[]rtnl.Link) (failed error) 
 
 func (f *follower) plug(ctx context.Context, l rtnl.Link) error {
 	var nic vmm.NIC
-	err := sys.InNetwork(fmt.Sprintf("/proc/self/fd/%d", f.space.Fd()), func() (err error) {
+	err := f.inside(func() (err error) {
 		nic, err = f.bridge(l)
 		return err
 	})
@@ -204,6 +204,11 @@ func (f *follower) plug(ctx context.Context, l rtnl.Link) error {
 	return nil
 }
 
+// inside calls do on a thread in the namespace, which may have no name any more.
+func (f *follower) inside(do func() error) error {
+	return sys.InNetwork(fmt.Sprintf("/proc/self/fd/%d", f.space.Fd()), do)
+}
+
 // tell tells the guest of what it has, where that has changed.
 func (f *follower) tell(ctx context.Context, chosen []rtnl.Link, list lists) error {
 	for _, c := range f.cards {
@@ -218,6 +223,12 @@ func (f *follower) tell(ctx context.Context, chosen []rtnl.Link, list lists) err
 		}
 	}
 	r := request(chosen, f.device, list)
+	if err := f.inside(func() error {
+		r.Sysctls = unusual(chosen, f.told.GetSysctls())
+		return nil
+	}); err != nil {
+		return err
+	}
 	if proto.Equal(r, f.told) {
 		return nil
 	}

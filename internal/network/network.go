@@ -133,6 +133,7 @@ func (n *Network) attach() (err error) {
 		n.NICs = append(n.NICs, card)
 	}
 	n.Guest = request(chosen, n.device, list)
+	n.Guest.Sysctls = unusual(chosen, nil)
 	return nil
 }
 

@@ -159,8 +159,8 @@ func TestNetworkOfChains(t *testing.T) {
 			`"type": "portmap", "runtimeConfig": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]}`,
 			`"type": "firewall"`,
 			`"type": "bandwidth", "ingressRate": 80000000, "ingressBurst": 8000000, "egressRate": 80000000, "egressBurst": 8000000`,
-			`"type": "tuning", "mac": "c2:b0:57:49:47:f1", "mtu": 1454`,
-		}}, "ping -c 1 -W 20 10.77.0.1 >/dev/null && echo reached", "reached\n"},
+			`"type": "tuning", "mac": "c2:b0:57:49:47:f1", "mtu": 1454, "sysctl": {"net.core.somaxconn": "555", "net.ipv4.conf.eth0.arp_filter": "1", "net.ipv4.ip_local_port_range": "20000 30000"}`,
+		}}, "ping -c 1 -W 20 10.77.0.1 >/dev/null && echo reached; cd /proc/sys/net; cat core/somaxconn ipv4/conf/eth0/arp_filter; echo $(cat ipv4/ip_local_port_range)", "reached\n555\n1\n20000 30000\n"},
 		{"several interfaces, static addresses", [][]string{{
 			`"type": "bridge", "bridge": "cni0", "isGateway": true, "ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": "10.77.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}`,
 		}, {

@@ -402,6 +402,7 @@ type SetNetworkRequest struct {
 	Routes        [][]byte               `protobuf:"bytes,3,rep,name=routes,proto3" json:"routes,omitempty"`         // of RTM_NEWROUTE, of all tables but "local"; at most 16,384
 	Neighbors     [][]byte               `protobuf:"bytes,4,rep,name=neighbors,proto3" json:"neighbors,omitempty"`   // of RTM_NEWNEIGH, permanent ones and proxies; at most 16,384
 	Rules         [][]byte               `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`           // of RTM_NEWRULE, without the three that are always there; at most 4,096
+	Sysctls       []*Sysctl              `protobuf:"bytes,6,rep,name=sysctls,proto3" json:"sysctls,omitempty"`       // in the order in which they are set; at most 4,096; one that the guest lacks is left out
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -471,6 +472,65 @@ func (x *SetNetworkRequest) GetRules() [][]byte {
 	return nil
 }
 
+func (x *SetNetworkRequest) GetSysctls() []*Sysctl {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+type Sysctl struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // below /proc/sys, begins with net/
+	Value         string                 `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Sysctl) Reset() {
+	*x = Sysctl{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Sysctl) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Sysctl) ProtoMessage() {}
+
+func (x *Sysctl) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Sysctl.ProtoReflect.Descriptor instead.
+func (*Sysctl) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Sysctl) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Sysctl) GetValue() string {
+	if x != nil {
+		return x.Value
+	}
+	return ""
+}
+
 type Interface struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         uint32                 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`  // by which the messages name it: the host's number of it
@@ -489,7 +549,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -501,7 +561,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[7]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -514,7 +574,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{7}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Interface) GetIndex() uint32 {
@@ -613,7 +673,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -625,7 +685,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[8]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -638,7 +698,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{8}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -708,7 +768,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +780,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +793,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Memory) GetName() string {
@@ -759,7 +819,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -771,7 +831,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -784,7 +844,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -809,7 +869,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +881,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +894,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -872,7 +932,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -884,7 +944,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -897,7 +957,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Disk) GetSerial() string {
@@ -956,7 +1016,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -968,7 +1028,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -981,7 +1041,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -1035,7 +1095,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1047,7 +1107,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1060,7 +1120,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -1082,7 +1142,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1094,7 +1154,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1107,7 +1167,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1147,7 +1207,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1159,7 +1219,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1172,7 +1232,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1195,7 +1255,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1207,7 +1267,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1220,7 +1280,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -1261,7 +1321,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1273,7 +1333,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1286,7 +1346,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ConnectRequest) GetPort() uint32 {
@@ -1315,7 +1375,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1327,7 +1387,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1340,7 +1400,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1383,7 +1443,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1395,7 +1455,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1408,7 +1468,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1449,7 +1509,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1521,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1534,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1504,7 +1564,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1576,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1589,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1575,7 +1635,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +1647,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +1660,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1662,7 +1722,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1674,7 +1734,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1687,7 +1747,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1749,7 +1809,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1761,7 +1821,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1774,7 +1834,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1806,7 +1866,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1818,7 +1878,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1831,7 +1891,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1885,7 +1945,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1897,7 +1957,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1910,7 +1970,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1935,7 +1995,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1947,7 +2007,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1960,7 +2020,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2027,7 +2087,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2039,7 +2099,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2052,7 +2112,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Event) GetContainer() string {
@@ -2120,7 +2180,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2132,7 +2192,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2145,7 +2205,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2170,7 +2230,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2182,7 +2242,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2195,7 +2255,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2226,7 +2286,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x12offset_nanoseconds\x18\x01 \x01(\x03R\x11offsetNanoseconds\"G\n" +
 	"\x13ForwardNamesRequest\x12\x18\n" +
 	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x16\n" +
-	"\x06stream\x18\x02 \x01(\x04R\x06stream\"\xb7\x01\n" +
+	"\x06stream\x18\x02 \x01(\x04R\x06stream\"\xe8\x01\n" +
 	"\x11SetNetworkRequest\x128\n" +
 	"\n" +
 	"interfaces\x18\x01 \x03(\v2\x18.husk.agent.v1.InterfaceR\n" +
@@ -2234,7 +2294,11 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\taddresses\x18\x02 \x03(\fR\taddresses\x12\x16\n" +
 	"\x06routes\x18\x03 \x03(\fR\x06routes\x12\x1c\n" +
 	"\tneighbors\x18\x04 \x03(\fR\tneighbors\x12\x14\n" +
-	"\x05rules\x18\x05 \x03(\fR\x05rules\"\xed\x01\n" +
+	"\x05rules\x18\x05 \x03(\fR\x05rules\x12/\n" +
+	"\asysctls\x18\x06 \x03(\v2\x15.husk.agent.v1.SysctlR\asysctls\"2\n" +
+	"\x06Sysctl\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value\"\xed\x01\n" +
 	"\tInterface\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
@@ -2406,7 +2470,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 33)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2415,95 +2479,97 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*PingResponse)(nil),            // 4: husk.agent.v1.PingResponse
 	(*ForwardNamesRequest)(nil),     // 5: husk.agent.v1.ForwardNamesRequest
 	(*SetNetworkRequest)(nil),       // 6: husk.agent.v1.SetNetworkRequest
-	(*Interface)(nil),               // 7: husk.agent.v1.Interface
-	(*CreateContainerRequest)(nil),  // 8: husk.agent.v1.CreateContainerRequest
-	(*Memory)(nil),                  // 9: husk.agent.v1.Memory
-	(*CreateContainerResponse)(nil), // 10: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 11: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 12: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 13: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 14: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 15: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 16: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 17: husk.agent.v1.ShellRequest
-	(*ConnectRequest)(nil),          // 18: husk.agent.v1.ConnectRequest
-	(*SignalRequest)(nil),           // 19: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 20: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 21: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 22: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 23: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 24: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 25: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 26: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 27: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 28: husk.agent.v1.Process
-	(*Event)(nil),                   // 29: husk.agent.v1.Event
-	(*Exit)(nil),                    // 30: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 31: husk.agent.v1.OOM
-	nil,                             // 32: husk.agent.v1.MemoryStats.StatEntry
+	(*Sysctl)(nil),                  // 7: husk.agent.v1.Sysctl
+	(*Interface)(nil),               // 8: husk.agent.v1.Interface
+	(*CreateContainerRequest)(nil),  // 9: husk.agent.v1.CreateContainerRequest
+	(*Memory)(nil),                  // 10: husk.agent.v1.Memory
+	(*CreateContainerResponse)(nil), // 11: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 12: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 13: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 14: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 15: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 16: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 17: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 18: husk.agent.v1.ShellRequest
+	(*ConnectRequest)(nil),          // 19: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 20: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 21: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 22: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 23: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 24: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 25: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 26: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 27: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 28: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 29: husk.agent.v1.Process
+	(*Event)(nil),                   // 30: husk.agent.v1.Event
+	(*Exit)(nil),                    // 31: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 32: husk.agent.v1.OOM
+	nil,                             // 33: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
-	7,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
-	11, // 1: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	13, // 2: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	9,  // 3: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
-	12, // 4: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	12, // 5: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	13, // 6: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	13, // 7: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	23, // 8: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	24, // 9: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	25, // 10: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	26, // 11: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	32, // 12: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	28, // 13: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	30, // 14: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	31, // 15: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 16: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 17: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	8,  // 18: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	14, // 19: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	14, // 20: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	15, // 21: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	19, // 22: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	20, // 23: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	14, // 24: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	14, // 25: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	21, // 26: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	14, // 27: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	14, // 28: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 29: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	17, // 30: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 31: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	18, // 32: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 33: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	0,  // 34: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 35: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 36: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 37: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	10, // 38: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 39: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 40: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	16, // 41: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 42: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 43: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 44: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 45: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 46: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	22, // 47: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	27, // 48: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	29, // 49: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	16, // 50: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 51: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 52: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 53: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 54: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 55: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	36, // [36:56] is the sub-list for method output_type
-	16, // [16:36] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
+	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
+	12, // 2: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	14, // 3: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	10, // 4: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
+	13, // 5: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	13, // 6: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	14, // 7: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	14, // 8: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	24, // 9: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	25, // 10: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	26, // 11: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	27, // 12: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	33, // 13: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	29, // 14: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	31, // 15: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	32, // 16: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	1,  // 17: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 18: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	9,  // 19: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	15, // 20: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	15, // 21: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	16, // 22: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	20, // 23: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	21, // 24: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	15, // 25: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	15, // 26: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	22, // 27: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	15, // 28: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	15, // 29: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 30: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	18, // 31: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 32: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	19, // 33: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 34: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	0,  // 35: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 36: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 37: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 38: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	11, // 39: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 40: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 41: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	17, // 42: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 43: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 44: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 45: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 46: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 47: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	23, // 48: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	28, // 49: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	30, // 50: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	17, // 51: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 52: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 53: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 54: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 55: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 56: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	37, // [37:57] is the sub-list for method output_type
+	17, // [17:37] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2511,8 +2577,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[12].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[29].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[13].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[30].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2522,7 +2588,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   33,
+			NumMessages:   34,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -119,6 +119,9 @@ func (s *setter) set(r *agentv1.SetNetworkRequest) error {
 	if err := s.rename(r.GetInterfaces()); err != nil {
 		return err
 	}
+	if err := sysctls(r.GetSysctls()); err != nil {
+		return err
+	}
 	for _, i := range r.GetInterfaces() {
 		if err := s.prepare(i); err != nil {
 			return fmt.Errorf("set up interface %s: %w", i.GetName(), err)
@@ -157,6 +160,11 @@ func check(r *agentv1.SetNetworkRequest) error {
 		}
 		names[name], indices[i.GetIndex()] = true, true
 	}
+	for _, one := range r.GetSysctls() {
+		if !strings.HasPrefix(one.GetPath(), "net/") || !filepath.IsLocal(one.GetPath()) || filepath.Clean(one.GetPath()) != one.GetPath() || len(one.GetPath())+len(one.GetValue()) > maxMessage {
+			return fmt.Errorf("setting %q", one.GetPath())
+		}
+	}
 	for _, list := range []struct {
 		what string
 		is   [][]byte
@@ -164,6 +172,7 @@ func check(r *agentv1.SetNetworkRequest) error {
 	}{
 		{"interfaces", make([][]byte, len(r.GetInterfaces())), maxInterfaces}, {"addresses", r.GetAddresses(), maxAddresses},
 		{"routes", r.GetRoutes(), maxRoutes}, {"neighbors", r.GetNeighbors(), maxRoutes}, {"rules", r.GetRules(), maxAddresses},
+		{"settings", make([][]byte, len(r.GetSysctls())), maxAddresses},
 	} {
 		if len(list.is) > list.most {
 			return fmt.Errorf("%d %s: at most %d", len(list.is), list.what, list.most)
@@ -231,6 +240,21 @@ func match(links []rtnl.Link, device []byte) (rtnl.Link, bool) {
 		}
 	}
 	return rtnl.Link{}, false
+}
+
+// sysctls sets the network's settings, less those that this kernel lacks or does not let go of its own value of.
+func sysctls(list []*agentv1.Sysctl) error {
+	for _, one := range list {
+		path := filepath.Join("/proc/sys", one.GetPath())
+		now, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) || err == nil && strings.Join(strings.Fields(string(now)), " ") == one.GetValue() {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(one.GetValue()), 0); err != nil {
+			return fmt.Errorf("set %s to %q: %w", one.GetPath(), one.GetValue(), err)
+		}
+	}
+	return nil
 }
 
 // leave lets go of the cards that the last request had set up and this one does not name: they are about to be

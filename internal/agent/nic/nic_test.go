@@ -36,6 +36,8 @@ func TestApplyRefuses(t *testing.T) {
 		"65 interfaces":          {Interfaces: many(65)},
 		"4097 addresses":         {Addresses: make([][]byte, 4097)},
 		"16385 routes":           {Routes: make([][]byte, 16385)},
+		"setting \"kernel/x\"":   {Sysctls: []*agentv1.Sysctl{{Path: "kernel/x"}}},
+		"setting \"net/../x\"":   {Sysctls: []*agentv1.Sysctl{{Path: "net/../x"}}},
 		"an entry of 4097 bytes": {Rules: [][]byte{make([]byte, 4097)}},
 	} {
 		if err := new(Network).Apply(t.Context(), r); !errors.Is(err, ErrInvalid) || !strings.Contains(err.Error(), what) {
