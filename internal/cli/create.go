@@ -54,6 +54,7 @@ type creation struct {
 	stdin         bool   // hand on stdin
 	start         bool
 	autoRemove    bool
+	caller        int // the parent process without which the container is not wanted; 0: none
 	hooks         specs.Hooks
 	userNetwork   bool     // user-mode networking
 	publish       []string // ports of it
@@ -76,6 +77,7 @@ func (a *App) createCommand() *cobra.Command {
 			if err := c.checkTerminal(true); err != nil {
 				return err
 			}
+			c.caller = os.Getppid()
 			_, err = a.detached(cmd.Context(), c)
 			return plainExit(err)
 		},
@@ -106,6 +108,9 @@ func (a *App) fromBundle(id string, f bundleFlags) (*creation, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.checkSystemd(); err != nil {
+		return nil, err
+	}
 	if f.preserveFDs > 0 {
 		a.warn("--preserve-fds %d: files cannot be passed into a virtual machine", f.preserveFDs)
 	}
@@ -116,6 +121,20 @@ func (a *App) fromBundle(id string, f bundleFlags) (*creation, error) {
 		},
 	}
 	return c, c.encode()
+}
+
+// systemdDir is there where systemd is the machine's first process (sd_booted(3)).
+const systemdDir = "/run/systemd/system"
+
+// checkSystemd refuses cgroup paths for systemd where it does not run, as runc does.
+func (a *App) checkSystemd() error {
+	if !a.systemd {
+		return nil
+	}
+	if _, err := os.Stat(systemdDir); err != nil {
+		return fmt.Errorf("--systemd-cgroup: systemd does not run on this host (configure the engine for cgroupfs): %w", err)
+	}
+	return nil
 }
 
 // encode puts the checked configuration and what is kept of it into c.
@@ -210,6 +229,10 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 		return nil, err
 	}
 	l.undo.Add(func() error { return removePidFile(c.pidFile) })
+	if c.caller != 0 && os.Getppid() != c.caller {
+		// An engine's that died meanwhile: nobody knows of the container, and nobody would remove it.
+		return nil, errors.New("who asked for the container has died")
+	}
 	if err := attend.release(); err != nil {
 		return nil, err
 	}

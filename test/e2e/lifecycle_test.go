@@ -205,3 +205,22 @@ func (r ociRuntime) transit(step, id, dir, verb string, ok bool, then string) {
 		r.t.Fatalf("%s: after %s with %s the container is %s, want %s", step, verb, r.name, now, then)
 	}
 }
+
+// TestSystemdCgroup: both refuse cgroup paths for systemd on a host without it.
+func TestSystemdCgroup(t *testing.T) {
+	begin(t)
+	if _, err := os.Stat("/run/systemd/system"); err == nil {
+		t.Skip("systemd runs on this host")
+	}
+	b := newBundle(t, "true")
+	b.spec.Linux.CgroupsPath = "system.slice:husk:test"
+	dir := b.write()
+	for _, name := range []string{"runc", "husk"} {
+		r := newRuntime(t, name)
+		got := r.call("--systemd-cgroup", "run", "--bundle", dir, "systemd")
+		if got.code == 0 || !strings.Contains(got.stderr, "systemd") || strings.Count(strings.TrimSpace(got.stderr), "\n") > 0 {
+			t.Errorf("%s: exit code %d, %q; want a failure that names systemd", name, got.code, got.stderr)
+		}
+		expect(t, "status", r.status("systemd"), "none")
+	}
+}

@@ -176,7 +176,6 @@ func TestAcceptedFlags(t *testing.T) {
 	b := newBundle(t, "echo ran; sleep 0.2")
 	b.spec.Linux.CgroupsPath = "system.slice:husk:test"
 	c := husk(t, "run", "--bundle", b.write(), "--no-pivot", "--no-new-keyring", "--preserve-fds", "0", name(t))
-	c.flag = []string{"--systemd-cgroup"}
 	expect(t, "output", c.ok(), "ran\n")
 }
 
