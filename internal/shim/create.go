@@ -67,6 +67,10 @@ func (s *service) Create(ctx context.Context, r *task.CreateTaskRequest) (*task.
 	return &task.CreateTaskResponse{Pid: uint32(init.pid)}, nil
 }
 
+func (s *service) stdio(id, in, out, errs string, terminal bool) stdio {
+	return stdio{in: in, out: out, err: errs, terminal: terminal, namespace: s.namespace, id: id, log: s.log}
+}
+
 // settleWait is how long after a request a shim that has nothing to do but wait gives back what it took.
 const settleWait = 3 * time.Second
 
@@ -116,7 +120,7 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 	if err := (note{RunDir: host.Config.RunDir, Config: settings}).save(c.bundle); err != nil {
 		return nil, err
 	}
-	init := newProcess("", stdio{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	init := newProcess("", s.stdio(r.ID, r.Stdin, r.Stdout, r.Stderr, r.Terminal))
 	init.pid = c.stand.ID()
 	if init.opened, err = init.stdio.open(); err != nil {
 		return nil, err

@@ -170,7 +170,7 @@ func (s *service) Exec(_ context.Context, r *task.ExecProcessRequest) (*emptypb.
 	if r.ExecID == "" {
 		return nil, status.Error(codes.InvalidArgument, "the process has no id")
 	}
-	p := newProcess(r.ExecID, stdio{r.Stdin, r.Stdout, r.Stderr, r.Terminal})
+	p := newProcess(r.ExecID, s.stdio(r.ID, r.Stdin, r.Stdout, r.Stderr, r.Terminal))
 	p.spec = &specs.Process{}
 	if err := json.Unmarshal(r.Spec.GetValue(), p.spec); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "read process: %v", err)

@@ -173,8 +173,35 @@ func TestOutput(t *testing.T) {
 	if data, err := os.ReadFile(file); err != nil || string(data) != "line\n" {
 		t.Errorf("the file has %q, %v", data, err)
 	}
-	if _, err := openOutput("binary:///bin/log"); err == nil {
+	if _, err := openOutput("gopher:///bin/log"); err == nil {
 		t.Error("an output of an unknown kind was taken")
+	}
+}
+
+// TestLogger gives a process' output to a program.
+func TestLogger(t *testing.T) {
+	dir := t.TempDir()
+	program := filepath.Join(dir, "logger")
+	script := "#!/bin/sh\nexec 5>&-\n{ echo \"$1 $2 $CONTAINER_NAMESPACE $CONTAINER_ID\"; cat <&3; cat <&4; } >" + dir + "/log\nmv " + dir + "/log " + dir + "/whole\n"
+	if err := os.WriteFile(program, []byte(script), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o, err := stdio{out: "binary://" + program + "?key=value", namespace: "n", id: "c", log: slog.New(slog.DiscardHandler)}.open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(o.Out, "out\n") // what arrives is checked
+	_, _ = io.WriteString(o.Err, "err\n")
+	o.Close()
+	o.end()
+	for end := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		data, err := os.ReadFile(filepath.Join(dir, "whole"))
+		if err == nil || time.Now().After(end) {
+			if string(data) != "key value n c\nout\nerr\n" {
+				t.Errorf("the logger got %q, %v", data, err)
+			}
+			return
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package shim
 import (
 	"fmt"
 	"io"
+	"log/slog"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -13,10 +14,13 @@ import (
 )
 
 // stdio is a process' standard input and output as containerd names them: fifos that it has made, or for
-// outputs a file ("file:///var/log/out").
+// outputs a file ("file:///var/log/out") or a program ("binary:///usr/bin/logger?flag=value").
 type stdio struct {
 	in, out, err string
 	terminal     bool
+
+	namespace, id string // of the container, for a program
+	log           *slog.Logger
 }
 
 // opened is a stdio whose files are open.
@@ -46,6 +50,18 @@ func (s stdio) open() (_ *opened, err error) {
 		if o.In, o.feed, err = os.Pipe(); err != nil {
 			return nil, fmt.Errorf("make pipe: %w", err)
 		}
+	}
+	if u, bad := url.Parse(s.out); bad == nil && u.Scheme == binaryScheme {
+		out, errs, err := startLogger(u, s.namespace, s.id, s.log)
+		if err != nil {
+			return nil, err
+		}
+		o.Out, o.Err = out, errs
+		if s.terminal {
+			errs.Close()
+			o.Err = nil
+		}
+		return o, nil
 	}
 	if o.Out, err = openOutput(s.out); err != nil {
 		return nil, err
@@ -123,7 +139,7 @@ func openOutput(name string) (io.WriteCloser, error) {
 	flags := os.O_RDWR // of a fifo both ends: a reader that goes, and comes back, ends nothing
 	if u, err := url.Parse(name); err == nil && u.Scheme != "" && u.Scheme != "fifo" {
 		if u.Scheme != "file" {
-			return nil, fmt.Errorf("output to %q: only fifos and file:// are known", name)
+			return nil, fmt.Errorf("output to %q: only fifos, file:// and binary:// are known", name)
 		}
 		name, flags = filepath.Clean(u.Path), os.O_WRONLY|os.O_APPEND|os.O_CREATE
 	} else if err == nil && u.Scheme == "fifo" {
