@@ -48,12 +48,20 @@ func (a *App) neighbour(c *creation) (*state.Dir, error) {
 // join gives the container the sockets of its neighbour's owner, by links: they lead there whatever becomes of the
 // neighbour.
 func (l *launch) join(neighbour *state.Dir) error {
-	for _, name := range []string{control.RPCSocket, control.FilesSocket} {
-		if err := os.Link(neighbour.Path(name), l.dir.Path(name)); err != nil {
-			return fmt.Errorf("join the virtual machine of %q: %w", neighbour.ID(), err)
-		}
+	if err := linkSockets(neighbour, l.dir); err != nil {
+		return err
 	}
 	l.joined = true
+	return nil
+}
+
+// linkSockets makes the sockets of a container's owner those of another container, too.
+func linkSockets(from, to *state.Dir) error {
+	for _, name := range []string{control.RPCSocket, control.FilesSocket} {
+		if err := os.Link(from.Path(name), to.Path(name)); err != nil {
+			return fmt.Errorf("join the virtual machine of %q: %w", from.ID(), err)
+		}
+	}
 	return nil
 }
 

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 
+	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/shim"
@@ -43,7 +45,48 @@ func (a *App) host() (*shim.Host, error) {
 			return sandbox.New(options), err
 		},
 		Forget: a.forget,
+		Serve:  a.serveBeside,
+		Join:   linkSockets,
 	}, nil
+}
+
+// serveBeside serves husk's own verbs for a sandbox that containerd's shim owns, until stop is called.
+func (a *App) serveBeside(box *sandbox.Sandbox, dir *state.Dir, log *slog.Logger) (stop func(), err error) {
+	server, err := control.NewServer(box, a.open, shellProgram)
+	if err != nil {
+		return nil, err
+	}
+	rpc, err := listenIn(dir, control.RPCSocket)
+	if err != nil {
+		return nil, err
+	}
+	files, err := listenIn(dir, control.FilesSocket)
+	if err != nil {
+		rpc.Close()
+		return nil, err
+	}
+	go func() {
+		if err := server.Serve(rpc, files); err != nil {
+			log.Warn("husk's verbs do not reach the sandbox any more", "error", err)
+		}
+	}()
+	return func() {
+		ctx, cancel := context.WithTimeout(context.Background(), answerWait)
+		defer cancel()
+		if err := server.Shutdown(ctx); err != nil {
+			log.Warn("clients left without an answer", "error", err)
+		}
+		files.Close()
+	}, nil
+}
+
+func listenIn(dir *state.Dir, name string) (net.Listener, error) {
+	f, err := control.Listen(dir.Path(""), name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return net.FileListener(f)
 }
 
 // forget removes a container whose owner is gone.

@@ -37,7 +37,9 @@ func (s *service) createIn(ctx context.Context, host *Host, c *container, init *
 	}
 	box, err := s.createFirst(ctx, host, c, request)
 	if box != nil && err == nil {
-		err = box.Create(ctx, request)
+		if err = box.Create(ctx, request); err == nil {
+			s.joinControl(host, c)
+		}
 	}
 	if err != nil {
 		return errors.Join(err, c.dir.Remove())
@@ -77,7 +79,35 @@ func (s *service) createFirst(ctx context.Context, host *Host, c *container, req
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.box, s.host, s.forward = box, host, <-forwarded
+	s.first, s.stopControl = c.dir, nil
+	if s.stopControl, err = host.Serve(box, c.dir, s.log); err != nil {
+		s.log.Warn("husk's verbs do not reach the container", "id", c.id, "error", err)
+	}
 	return nil, nil
+}
+
+// joinControl lets husk's verbs reach a further container.
+func (s *service) joinControl(host *Host, c *container) {
+	s.making.Lock()
+	first, served := s.first, s.stopControl != nil
+	s.making.Unlock()
+	if !served {
+		return
+	}
+	if err := host.Join(first, c.dir); err != nil {
+		s.log.Warn("husk's verbs do not reach the container", "id", c.id, "error", err)
+	}
+}
+
+// endBox ends the virtual machine and all that serves it. Preconditions: making is held.
+func (s *service) endBox(box *sandbox.Sandbox, reason string) error {
+	s.forward.close()
+	box.End(reason)
+	if s.stopControl != nil {
+		s.stopControl()
+		s.stopControl = nil
+	}
+	return box.Remove()
 }
 
 // begin takes the container's name among those of this machine and saves a first state.
@@ -196,9 +226,7 @@ func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *containe
 		errs = append(errs, c.dir.Remove())
 	}
 	if last {
-		s.forward.close()
-		box.End("its last container was deleted")
-		errs = append(errs, box.Remove())
+		errs = append(errs, s.endBox(box, "its last container was deleted"))
 	}
 	s.mu.Lock()
 	delete(s.containers, c.id)
@@ -233,15 +261,13 @@ func (s *service) endAll(reason string) {
 	if box == nil {
 		return
 	}
-	s.forward.close()
-	box.End(reason)
+	if err := s.endBox(box, reason); err != nil {
+		s.log.Warn("free sandbox", "error", err)
+	}
 	for _, c := range all {
 		select {
 		case <-c.init.exited:
 		case <-time.After(exitWait):
 		}
-	}
-	if err := box.Remove(); err != nil {
-		s.log.Warn("free sandbox", "error", err)
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
 
@@ -37,8 +38,10 @@ type service struct {
 	called             chan struct{} // closed by the first request
 	end                chan struct{} // closed when the shim is to end
 
-	making  sync.Mutex // held while a sandbox is made or ended; guards the field below
-	forward *forwarder // nil without the network of a pod
+	making      sync.Mutex // held while a sandbox is made or ended; guards the fields below
+	forward     *forwarder // nil without the network of a pod
+	first       *state.Dir // of the container that the virtual machine was made for
+	stopControl func()     // ends the serving of husk's verbs; nil where they are not served
 
 	mu         sync.Mutex // guards the fields below
 	host       *Host

@@ -35,6 +35,10 @@ type Host struct {
 	Sandbox func(dir *state.Dir, keep bool, log *slog.Logger) (*sandbox.Sandbox, error)
 	// Forget removes a container whose owner is gone, with all that is left of it.
 	Forget func(ctx context.Context, dir *state.Dir) error
+	// Serve lets husk's own verbs reach a sandbox through the directory of its first container, until stop.
+	Serve func(box *sandbox.Sandbox, dir *state.Dir, log *slog.Logger) (stop func(), err error)
+	// Join has the same for a further container.
+	Join func(first, dir *state.Dir) error
 }
 
 // Program is what the shim is given by the program it is part of.

@@ -137,6 +137,17 @@ func criPod(e *engine) {
 	if got := say(ids[1], "ip addr show eth0"); !strings.Contains(got, "inet 10.93.0.") {
 		e.t.Errorf("the pod has no address of its network: %s", got)
 	}
+	for _, name := range strings.Fields(husk(e.t, "list", "-q").ok()) { // husk's own verbs reach the containers too
+		if strings.HasPrefix(name, "k8s.io."+ids[1][:24]) {
+			if got := husk(e.t, "exec", name, "hostname").ok(); got != "pod\n" {
+				e.t.Errorf("husk exec printed %q, want the pod's name", got)
+			}
+			ids[1] = "" // found
+		}
+	}
+	if ids[1] != "" {
+		e.t.Error("husk list does not know the pod's second container")
+	}
 	status := func() cri.PodSandboxState {
 		r, err := runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: made.PodSandboxId})
 		if err != nil {
