@@ -137,17 +137,7 @@ func criPod(e *engine) {
 	if got := say(ids[1], "ip addr show eth0"); !strings.Contains(got, "inet 10.93.0.") {
 		e.t.Errorf("the pod has no address of its network: %s", got)
 	}
-	for _, name := range strings.Fields(husk(e.t, "list", "-q").ok()) { // husk's own verbs reach the containers too
-		if strings.HasPrefix(name, "k8s.io."+ids[1][:24]) {
-			if got := husk(e.t, "exec", name, "hostname").ok(); got != "pod\n" {
-				e.t.Errorf("husk exec printed %q, want the pod's name", got)
-			}
-			ids[1] = "" // found
-		}
-	}
-	if ids[1] != "" {
-		e.t.Error("husk list does not know the pod's second container")
-	}
+	reachedByHusk(e, ids[1])
 	status := func() cri.PodSandboxState {
 		r, err := runtime.PodSandboxStatus(ctx, &cri.PodSandboxStatusRequest{PodSandboxId: made.PodSandboxId})
 		if err != nil {
@@ -170,6 +160,20 @@ func criPod(e *engine) {
 	if _, err := runtime.RemovePodSandbox(ctx, &cri.RemovePodSandboxRequest{PodSandboxId: made.PodSandboxId}); err != nil {
 		e.t.Error(err)
 	}
+}
+
+// reachedByHusk runs a command in a container of a pod with husk's own verb.
+func reachedByHusk(e *engine, id string) {
+	e.t.Helper()
+	for _, name := range strings.Fields(husk(e.t, "list", "-q").ok()) {
+		if strings.HasPrefix(name, "k8s.io."+id[:24]) {
+			if got := husk(e.t, "exec", name, "hostname").ok(); got != "pod\n" {
+				e.t.Errorf("husk exec printed %q, want the pod's name", got)
+			}
+			return
+		}
+	}
+	e.t.Error("husk list does not know the pod's container")
 }
 
 func startInPod(ctx context.Context, e *engine, runtime cri.RuntimeServiceClient, id string, pod *cri.PodSandboxConfig, name string) string {
