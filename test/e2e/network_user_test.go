@@ -18,12 +18,18 @@ func uplink(t *testing.T) (machine, beyond *space) {
 	if _, err := exec.LookPath("passt"); err != nil {
 		t.Skipf("%v (make setup installs it)", err)
 	}
-	machine, beyond = newSpace(t, "ip link set lo up"), newSpace(t, "ip link set lo up")
+	machine = newSpace(t, "ip link set lo up")
+	return machine, machine.uplink()
+}
+
+// uplink connects the machine that a namespace is with another.
+func (machine *space) uplink() (beyond *space) {
+	beyond = newSpace(machine.t, "ip link set lo up")
 	machine.run("ip link add up0 type veth peer name w0 netns "+strconv.Itoa(beyond.pid), "ip link set up0 up", "ip addr add 10.90.0.2/24 dev up0")
 	beyond.run("ip link set w0 up", "ip addr add 10.90.0.1/24 dev w0")
 	machine.run("ip route add default via 10.90.0.1")
 	machine.settled()
-	return machine, beyond
+	return beyond
 }
 
 // husk is a husk command on the machine that a namespace is.
@@ -137,4 +143,27 @@ func TestNetworkUserFlags(t *testing.T) {
 	} {
 		husk(t, append(append([]string{"run", "--rm"}, c.args...), demo, "true")...).fails(125, c.says)
 	}
+}
+
+// TestNetworkUserWithoutRoot: an ordinary user's container reaches, and is reached, without any right.
+func TestNetworkUserWithoutRoot(t *testing.T) {
+	begin(t)
+	if _, err := exec.LookPath("passt"); err != nil {
+		t.Skipf("%v (make setup installs it)", err)
+	}
+	n := newOrdinary(t)
+	m := &space{t: t, pid: n.pid, path: "/proc/" + strconv.Itoa(n.pid) + "/ns/net"}
+	beyond := m.uplink()
+	probe := probe(t)
+	begun(t, beyond.command(probe, "serve", "7")).prints("serving\n")
+	data := content(t, probe)
+	if err := os.WriteFile(n.dir+"/demo/probe", []byte(data), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r := n.run("husk", `echo 'template = "off"' >off.toml; h() { husk --config $D/off.toml "$@"; }; h import --cmd sh $D/demo demo >/dev/null && h run -d --name a --network user -p 8080:80 demo sh -c '/probe tcp 10.90.0.1:7 1000; exec /probe serve 80'
+		i=0; until h logs a | grep serving || [ $((i+=1)) = 100 ]; do sleep 0.2; done; h logs a`)
+	expect(t, "output", r.stdout, "a\nserving\nsame tcp 1000\nserving\n")
+	m.run(probe + " tcp 127.0.0.1:8080 1000")
+	beyond.run(probe + " tcp 10.90.0.2:8080 1000")
+	n.run("husk", "h() { husk --config $D/off.toml \"$@\"; }; h kill a KILL; i=0; until h state a | grep -q stopped || [ $((i+=1)) = 100 ]; do sleep 0.1; done; h delete a")
 }
