@@ -9,6 +9,8 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+
+	"husk.dev/husk/internal/sys"
 )
 
 // request asks the starter thread to start one command.
@@ -70,7 +72,7 @@ func Start(cmd *exec.Cmd) error {
 func StartPrepared(cmd *exec.Cmd, prepare func() error, gone <-chan struct{}) error {
 	tie(cmd)
 	answer := make(chan error, 1)
-	ownThread(func() {
+	sys.OwnThread(func() {
 		err := prepare()
 		if err == nil {
 			err = start(cmd)
@@ -81,21 +83,6 @@ func StartPrepared(cmd *exec.Cmd, prepare func() error, gone <-chan struct{}) er
 		}
 	})
 	return <-answer
-}
-
-// ownThread runs f on a thread that ends with it. The first thread of a process cannot end.
-func ownThread(f func()) {
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		if syscall.Gettid() != os.Getpid() {
-			f()
-			return
-		}
-		defer runtime.UnlockOSThread()
-		done := make(chan struct{})
-		ownThread(func() { defer close(done); f() })
-		<-done // held for as long, so that the next one is another
-	}()
 }
 
 func tie(cmd *exec.Cmd) {

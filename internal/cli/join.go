@@ -95,7 +95,7 @@ func (l *launch) forgetJoined() error {
 // deleteByOwner has the owner of a container's VM delete the container, and tells whether the VM lives on. An owner
 // that does not know the container, or is gone, has nothing to delete.
 func deleteByOwner(ctx context.Context, dir *state.Dir, force bool) (lives bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, goneWait)
+	ctx, cancel := context.WithTimeout(ctx, deleteWait)
 	defer cancel()
 	client, err := control.Dial(dir.Path(""))
 	if errors.Is(err, control.ErrGone) {

@@ -39,6 +39,10 @@ const ownerLog = "owner.log"
 // goneWait bounds the wait for an owner that was told to end.
 const goneWait = 20 * time.Second
 
+// deleteWait bounds the wait for an owner to delete a container, which waits for the guest to end its processes and to
+// write what it has of the host's files.
+const deleteWait = time.Minute
+
 // launch is a container in the making. Until keep is called, abandon takes everything back, and so does
 // the owner itself when this process dies.
 type launch struct {

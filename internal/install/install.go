@@ -211,6 +211,12 @@ func changeDocker(old []byte, change func(map[string]json.RawMessage) error) ([]
 			return nil, fmt.Errorf("read JSON: runtimes: %w", err)
 		}
 	}
+	if all == nil { // "null" makes a map nil
+		all = map[string]json.RawMessage{}
+	}
+	if runtimes == nil {
+		runtimes = map[string]json.RawMessage{}
+	}
 	before := compact(runtimes["husk"])
 	if err := change(runtimes); err != nil {
 		return nil, err

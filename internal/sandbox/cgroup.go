@@ -40,6 +40,22 @@ func (s *Sandbox) joinCgroup(c *container, plan *ocispec.Plan, r CreateRequest) 
 	return nil
 }
 
+// hostLimits are the limits of the first container that are the VM's too. Those of a pod's sandbox are of a process
+// that only waits; the pod's own are in its annotations, and in the control group above.
+func hostLimits(plan *ocispec.Plan) *specs.LinuxResources {
+	if !ocispec.IsSandbox(plan.Spec) {
+		return plan.Resources
+	}
+	limits := ocispec.SandboxResources(plan.Spec)
+	limits.Pids = nil
+	if limits.CPU != nil {
+		cpu := *limits.CPU
+		cpu.Shares = nil
+		limits.CPU = &cpu
+	}
+	return limits
+}
+
 // roomyPIDs is from where on a limit of the container's processes leaves room for the host's processes and threads:
 // of QEMU and virtiofsd some 130 at most, and those of husk.
 const roomyPIDs = 512

@@ -92,7 +92,7 @@ func (s *Sandbox) begin(ctx context.Context) (_ context.Context, m *making, firs
 	case s.ending:
 		err = fmt.Errorf("%w: the sandbox is ending: %s", ErrState, s.reason)
 	case s.pod.begun && !s.pod.made:
-		err = fmt.Errorf("%w: the sandbox' first container is not made yet", ErrState)
+		err = fmt.Errorf("%w: the sandbox's first container is not made yet", ErrState)
 	}
 	if err != nil {
 		cancel()
@@ -160,7 +160,7 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if err := s.createInGuest(ctx, c, plan, root, r, filter()); err != nil {
 		return err
 	}
-	if err := s.limitCgroup(plan.Resources); err != nil {
+	if err := s.limitCgroup(hostLimits(plan)); err != nil {
 		return err
 	}
 	s.wantTemplate(size)

@@ -258,6 +258,12 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxRe
 	if _, err = s.client().Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data}); err != nil {
 		return explain(err, "update container %q", id)
 	}
+	s.mu.Lock()
+	whole := s.pod.first == c && !ocispec.IsSandbox(s.pod.plan.Spec)
+	s.mu.Unlock()
+	if !whole {
+		return nil // the limits of one of several are not the VM's
+	}
 	return s.limitCgroup(&resources)
 }
 

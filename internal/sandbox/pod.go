@@ -159,7 +159,7 @@ func (s *Sandbox) lendMember(c *container, plan *ocispec.Plan, copies []*storage
 	vm := first.record
 	first.mu.Unlock()
 	// A thread of this process is where all of it is: in the sandbox's group.
-	usable := hostcgroup.Usable(plan.CgroupsPath) && r.HostPID > 0 && !sys.OwnThread(r.HostPID)
+	usable := hostcgroup.Usable(plan.CgroupsPath) && r.HostPID > 0 && !sys.IsOwnThread(r.HostPID)
 	if err := s.fitMemory(c, plan); err != nil {
 		plan.Warnings = append(plan.Warnings, err.Error())
 	}
@@ -235,7 +235,7 @@ func (s *Sandbox) lendTo(c *container, tree *storage.Tree, plan *ocispec.Plan, c
 const deleted = "deleted"
 
 // Delete removes a container that does not run, or with force any, and with the last one the VM, unless it is to
-// be kept. It returns when all is freed.
+// be kept. It returns when all is freed. A guest that does not remove the container is ended.
 func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
 	c, err := s.container(id)
 	if err != nil {
@@ -253,14 +253,9 @@ func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
 		s.End(deleted)
 		return nil
 	}
-	if err := s.removeFromGuest(c); err != nil {
-		s.mu.Lock()
-		ending := s.ending
-		s.mu.Unlock()
-		if !ending {
-			return err
-		}
-		<-s.done
+	if err := s.removeFromGuest(c); err != nil { // a guest that keeps what is to be gone loses its machine
+		s.log.Error("delete container", "container", c.id, "error", err)
+		s.End(err.Error())
 		return nil
 	}
 	s.free(c)

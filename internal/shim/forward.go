@@ -20,6 +20,8 @@ import (
 const (
 	// ruleWait bounds one call of iptables, which waits for others of its kind.
 	ruleWait = 5 * time.Second
+	// acceptPause is how long nothing is accepted after an error.
+	acceptPause = 100 * time.Millisecond
 	// maxForwards bounds the connections that are passed on at a time.
 	maxForwards = 256
 )
@@ -90,8 +92,12 @@ func iptables(program, verb string, rule []string) error {
 func (f *forwarder) accept(l net.Listener) {
 	for {
 		conn, err := l.Accept()
-		if err != nil {
-			return // closed
+		if errors.Is(err, net.ErrClosed) {
+			return
+		}
+		if err != nil { // of this connection, or for want of descriptors
+			time.Sleep(acceptPause)
+			continue
 		}
 		f.slots <- struct{}{}
 		go func() {

@@ -49,7 +49,7 @@ func (p Program) serve(a arguments) error {
 	}
 	s := &service{
 		program: p, namespace: a.namespace, id: a.id, log: log, containers: map[string]*container{},
-		events: newPublisher(os.Getenv(ttrpcEnv), a.namespace, log), end: make(chan struct{}), called: make(chan struct{}),
+		socket: listener.Addr().String(), events: newPublisher(os.Getenv(ttrpcEnv), a.namespace, log), end: make(chan struct{}), called: make(chan struct{}),
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
 		ttrpc.WithUnaryServerInterceptor(s.intercept))
@@ -69,18 +69,24 @@ func (p Program) serve(a arguments) error {
 	case err = <-served:
 		s.endAll(fmt.Sprintf("task server failed: %v", err))
 	}
+	s.unlisten()
 	ctx, cancel := context.WithTimeout(context.Background(), answerWait)
 	defer cancel()
 	if err := server.Shutdown(ctx); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		log.Warn("stop task server", "error", err)
 	}
 	_ = server.Close()
-	if addr, ok := listener.Addr().(*net.UnixAddr); ok {
-		if err := os.Remove(addr.Name); err != nil && !errors.Is(err, os.ErrNotExist) {
-			log.Warn("remove socket", "error", err)
-		}
-	}
 	return errors.Join(err, s.events.close())
+}
+
+// unlisten takes the socket away, once, so that it is no successor's: containerd may start one as soon as it has the
+// answer to Shutdown.
+func (s *service) unlisten() {
+	s.unlistenOnce.Do(func() {
+		if err := os.Remove(s.socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+			s.log.Warn("remove socket", "error", err)
+		}
+	})
 }
 
 // orphaned is closed when no request has come for long.
@@ -172,9 +178,8 @@ func (s *service) Shutdown(_ context.Context, r *task.ShutdownRequest) (*emptypb
 	if !idle && !r.Now {
 		return &emptypb.Empty{}, nil // it serves others of the pod
 	}
-	if !idle {
-		s.endAll("containerd has shut it down")
-	}
+	s.endAll("containerd has shut it down") // a VM may be there without a container too
+	s.unlisten()
 	s.endOnce.Do(func() { close(s.end) })
 	return &emptypb.Empty{}, nil
 }

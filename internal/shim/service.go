@@ -9,6 +9,8 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
@@ -30,13 +32,14 @@ import (
 type service struct {
 	program       Program
 	namespace, id string
+	socket        string // where it listens
 	log           *slog.Logger
 	events        *publisher
 
-	settling           atomic.Bool
-	firstCall, endOnce sync.Once
-	called             chan struct{} // closed by the first request
-	end                chan struct{} // closed when the shim is to end
+	settling                         atomic.Bool
+	firstCall, endOnce, unlistenOnce sync.Once
+	called                           chan struct{} // closed by the first request
+	end                              chan struct{} // closed when the shim is to end
 
 	making      sync.Mutex // held while a sandbox is made or ended; guards the fields below
 	forward     *forwarder // nil without the network of a pod
@@ -204,6 +207,9 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	}
 	err = box.Signal(ctx, c.name, p.id, r.Signal, r.All)
 	if err == nil {
+		if p == c.init && r.Signal == uint32(syscall.SIGKILL) {
+			go s.enforce(c)
+		}
 		return &emptypb.Empty{}, nil
 	}
 	if record, stateErr := box.State(c.name); p.stopped() || errors.Is(err, sandbox.ErrNotFound) ||
@@ -211,6 +217,19 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 		return nil, gone
 	}
 	return nil, err
+}
+
+// killWait is how long a guest may take to end a container that was killed.
+const killWait = 2 * time.Minute
+
+// enforce ends the virtual machine of a container that was killed and does not end.
+func (s *service) enforce(c *container) {
+	select {
+	case <-c.init.exited:
+	case <-s.end:
+	case <-time.After(killWait):
+		s.endAll(fmt.Sprintf("container %s was killed and has not ended", c.id))
+	}
 }
 
 // Wait implements the Task API.

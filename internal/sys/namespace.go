@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -21,11 +20,8 @@ func ThisNetwork() (*os.File, error) {
 
 // InNetwork calls f on a thread of its own in the network namespace at path. What f opens there stays there.
 func InNetwork(path string, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine, in the other namespace
-		done <- enterNetwork(path, f)
-	}()
+	done := make(chan error, 1)
+	OwnThread(func() { done <- enterNetwork(path, f) })
 	return <-done
 }
 
@@ -102,8 +98,7 @@ func InMountNamespace(path string, f func() error) error {
 	}
 	defer ns.Close()
 	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with this goroutine
+	OwnThread(func() {
 		// A thread that shares its root and directory with others cannot change the namespace they are in.
 		err := unix.Unshare(unix.CLONE_FS)
 		if err == nil {
@@ -114,6 +109,6 @@ func InMountNamespace(path string, f func() error) error {
 			return
 		}
 		done <- f()
-	}()
+	})
 	return <-done
 }

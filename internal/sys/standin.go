@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,8 +21,7 @@ type StandIn struct {
 func NewStandIn(path string, setUp func() error) (*StandIn, error) {
 	s := &StandIn{end: make(chan struct{})}
 	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
+	OwnThread(func() {
 		err := newNetwork(path)
 		if err == nil {
 			err = setUp()
@@ -33,7 +31,7 @@ func NewStandIn(path string, setUp func() error) (*StandIn, error) {
 		if err == nil {
 			<-s.end
 		}
-	}()
+	})
 	return s, <-started
 }
 
@@ -59,8 +57,8 @@ func (s *StandIn) Network() string { return fmt.Sprintf("/proc/%d/task/%d/ns/net
 // End ends the thread. It may be called once.
 func (s *StandIn) End() { close(s.end) }
 
-// OwnThread tells whether id is that of a thread of this process.
-func OwnThread(id int) bool {
+// IsOwnThread tells whether id is that of a thread of this process.
+func IsOwnThread(id int) bool {
 	_, err := os.Stat(fmt.Sprintf("/proc/self/task/%d", id))
 	return err == nil
 }

@@ -94,7 +94,7 @@ func ctrLife(e *engine) {
 // ctrKilled kills the processes that a container depends on.
 func ctrKilled(e *engine) {
 	e.ok(runs("-d", criImage, "shimless", "sleep", "1000")...)
-	kill(e.t, "containerd-shim-husk-v2", "-id shimless ")
+	kill(e.t, "containerd-shim-husk-v2", "-id shimless ", e.dir)
 	until(e.t, "containerd has no container without a shim", patience, func() bool { return e.status("shimless") == "" })
 	until(e.t, "no VM is without its shim", patience, func() bool { return processOf("qemu-system", "default.shimless") == 0 })
 	e.ok("containers", "rm", "shimless")

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -70,7 +71,8 @@ func TestOrphanedCreate(t *testing.T) {
 	b := newBundle(t, "exec sleep 1000")
 	id, said := name(t), file(t, "")
 	create := husk(t, "create", "--bundle", b.write(), id).cmd()
-	script := `"$0" "$@" >/dev/null 2>` + said + ` </dev/null & sleep 0.1; kill -9 $$`
+	// create knows who called it before the container has a directory.
+	script := `"$0" "$@" >/dev/null 2>` + said + ` </dev/null & for i in $(seq 1000); do [ ! -d ` + filepath.Join(env.run, id) + ` ] || break; sleep 0.01; done; kill -9 $$`
 	engine := exec.Command("sh", append([]string{"-c", script}, create.Args...)...)
 	begun(t, engine).wait()
 	until(t, "create has given up", patience, func() bool { return strings.Contains(content(t, said), "has died") })
