@@ -106,7 +106,7 @@ func (a *App) forget(ctx context.Context, dir *state.Dir) error {
 		return err
 	}
 	record.Status = state.Stopped
-	if err := hook.RunAll(ctx, "poststop", record.Poststop, ociState(record)); err != nil {
+	if err := hook.RunAll(ctx, "poststop", record.Poststop, hookState(record)); err != nil {
 		a.warn("%v", err)
 	}
 	return nil

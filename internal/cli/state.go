@@ -348,8 +348,10 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 			return err
 		}
 	}
-	if err := dir.Remove(); err != nil {
-		return err
+	if !lives || record.Sandbox != "" { // else its owner has kept the directory for the VM, and the id may be another's by now
+		if err := dir.Remove(); err != nil {
+			return err
+		}
 	}
 	record.Status = state.Stopped
 	if err := hook.RunAll(ctx, "poststop", record.Poststop, hookState(record)); err != nil {

@@ -42,6 +42,7 @@ type container struct {
 	subs     map[chan Event]struct{}
 	lent     []string // its names in the tree of shares
 	limitMiB int      // of its memory, 0 for none
+	alone    bool     // has a network of its own within the VM, with loopback only
 	warnings []string // what was done otherwise than it was asked for
 }
 

@@ -45,12 +45,15 @@ func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec
 
 // fitNetwork gives a further container the network that it asks for, of those there are: the VM's, or one of its own
 // with loopback only.
-func (s *Sandbox) fitNetwork(plan *ocispec.Plan) error {
+func (s *Sandbox) fitNetwork(c *container, plan *ocispec.Plan) error {
 	s.mu.Lock()
 	first := s.pod.plan
 	s.mu.Unlock()
 	switch plan.Network {
 	case ocispec.NetworkNew:
+		c.mu.Lock()
+		c.alone = true
+		c.mu.Unlock()
 		ocispec.Namespace(plan.Spec, specs.NetworkNamespace).Path = ""
 		return nil
 	case ocispec.NetworkHost:
@@ -59,7 +62,17 @@ func (s *Sandbox) fitNetwork(plan *ocispec.Plan) error {
 		}
 		return errHostNetwork
 	}
-	if s.byHostPID(ocispec.NamespacePID(plan.NetNS)) != "" || sameFile(plan.NetNS, first.NetNS) {
+	if id := s.byHostPID(ocispec.NamespacePID(plan.NetNS)); id != "" {
+		if other, err := s.container(id); err == nil {
+			other.mu.Lock()
+			defer other.mu.Unlock()
+			if other.alone {
+				return fmt.Errorf("container %q has a network of its own in the virtual machine, which no other can join", id)
+			}
+		}
+		return nil
+	}
+	if sameFile(plan.NetNS, first.NetNS) {
 		return nil
 	}
 	return fmt.Errorf("the network namespace %s is another one than that of the virtual machine which the container is to join: it has one network", plan.NetNS)

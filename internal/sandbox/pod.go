@@ -61,7 +61,10 @@ func (s *Sandbox) byHostPID(pid int) string {
 
 // join makes a further container in the VM. When it fails nothing of it is left.
 func (s *Sandbox) join(ctx context.Context, r CreateRequest) error {
-	if r.Dir == nil || r.Dir.ID() != r.ID || r.ID == s.options.Dir.ID() {
+	s.mu.Lock()
+	taken := s.pod.dir == s.options.Dir && r.ID == s.options.Dir.ID() // free once the first container is deleted
+	s.mu.Unlock()
+	if r.Dir == nil || r.Dir.ID() != r.ID || taken {
 		r.Stdio.Close()
 		return fmt.Errorf("%w: the sandbox has container %q already, another needs a directory of its own", ErrState, s.options.Dir.ID())
 	}
@@ -116,7 +119,7 @@ func (s *Sandbox) prepareMember(c *container, r CreateRequest) (plan *ocispec.Pl
 	var copies []*storage.Copy
 	defer func() { closeAll(copies) }()
 	err = sys.InMountNamespace(r.MountNS, func() error {
-		if plan, err = s.planMember(r); err != nil {
+		if plan, err = s.planMember(c, r); err != nil {
 			return err
 		}
 		copies, err = copiesOf(plan.Shares)
@@ -129,7 +132,7 @@ func (s *Sandbox) prepareMember(c *container, r CreateRequest) (plan *ocispec.Pl
 }
 
 // planMember plans a container for a VM that runs: what it has of network and memory is what there is.
-func (s *Sandbox) planMember(r CreateRequest) (*ocispec.Plan, error) {
+func (s *Sandbox) planMember(c *container, r CreateRequest) (*ocispec.Plan, error) {
 	bundle, err := ocispec.FromSpec(r.Bundle, r.Spec)
 	if err != nil {
 		return nil, err
@@ -144,7 +147,7 @@ func (s *Sandbox) planMember(r CreateRequest) (*ocispec.Plan, error) {
 	if err != nil {
 		return nil, err
 	}
-	return plan, s.fitNetwork(plan)
+	return plan, s.fitNetwork(c, plan)
 }
 
 // lendMember gives a further container what it needs of the host.
@@ -334,6 +337,9 @@ func (s *Sandbox) retire() {
 		return
 	}
 	s.pod.dir, s.remove = dir, true
+	if err := os.RemoveAll(s.options.Config.ContainerDir(s.options.Dir.ID())); err != nil { // QEMU has open what it needs
+		s.log.Warn("free container", "error", err)
+	}
 	if s.pod.tree != nil {
 		s.pod.tree.Move(dir.Path(treeName))
 	}

@@ -21,6 +21,8 @@ const (
 	maxWaiting = 64
 	// answerWait is after how long a query without an answer is forgotten.
 	answerWait = 15 * time.Second
+	// acceptPause is how long no connection is taken after an error.
+	acceptPause = 100 * time.Millisecond
 	// maxConnections bounds the connections over TCP.
 	maxConnections = 16
 )
@@ -31,10 +33,12 @@ type forwarder struct {
 	listen  net.Listener
 	turns   chan struct{} // one for each connection that is served
 
-	mu      sync.Mutex
-	stream  io.WriteCloser               // written to under mu
-	next    uint32                       // guarded by mu
-	waiting map[uint32]func(data []byte) // who gets an answer; guarded by mu
+	writing sync.Mutex     // held to write to stream, without mu: answers are taken while a query waits to be written
+	stream  io.WriteCloser // written to under writing
+
+	mu      sync.Mutex                   // guards the fields below
+	next    uint32                       // the last id
+	waiting map[uint32]func(data []byte) // who gets an answer
 }
 
 // Forward listens on a loopback address and serves until the stream ends, which is its own from then on. An error is
@@ -89,20 +93,24 @@ func (f *forwarder) answers(stream io.Reader) {
 // ask sends a query to the owner; reply is called with the answer, at most once.
 func (f *forwarder) ask(data []byte, overTCP bool, reply func([]byte)) {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	if len(f.waiting) >= maxWaiting {
+		f.mu.Unlock()
 		return
 	}
 	f.next++
 	id := f.next
 	f.waiting[id] = reply
-	time.AfterFunc(answerWait, func() {
+	f.mu.Unlock()
+	forget := func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		delete(f.waiting, id)
-	})
+	}
+	time.AfterFunc(answerWait, forget)
+	f.writing.Lock()
+	defer f.writing.Unlock()
 	if agentv1.WriteName(f.stream, agentv1.NameMessage{ID: id, Stream: overTCP, Data: data}) != nil {
-		delete(f.waiting, id)
+		forget()
 	}
 }
 
@@ -125,8 +133,12 @@ func (f *forwarder) fromPackets() {
 func (f *forwarder) fromConnections() {
 	for {
 		conn, err := f.listen.Accept()
-		if err != nil {
+		if errors.Is(err, net.ErrClosed) {
 			return
+		}
+		if err != nil {
+			time.Sleep(acceptPause)
+			continue
 		}
 		select {
 		case f.turns <- struct{}{}:
