@@ -36,11 +36,12 @@ type VM interface {
 // follower has a VM follow what changes in its namespace.
 type follower struct {
 	*Network
-	vm     VM
-	log    *slog.Logger
-	told   *agentv1.SetNetworkRequest // what the guest has
-	barred map[int]string             // why the VM does not get an interface
-	warned string                     // the last failure that was logged
+	vm      VM
+	log     *slog.Logger
+	told    *agentv1.SetNetworkRequest // what the guest has
+	barred  map[int]string             // why the VM does not get an interface
+	warned  string                     // the last failure that was logged
+	refused string                     // the last interface that was not taken, as it was logged
 }
 
 // Follow gives the VM interfaces that come and takes those that go, and tells its guest of changed addresses, routes
@@ -110,8 +111,8 @@ func (f *follower) once(ctx context.Context) error {
 	if chosen == nil && refused != nil { // the kernel gave no list
 		return refused
 	}
-	if refused != nil && refused.Error() != f.warned {
-		f.warned = refused.Error()
+	if refused != nil && refused.Error() != f.refused {
+		f.refused = refused.Error()
 		f.log.Warn("the guest does not get an interface", "error", refused)
 	}
 	if err := f.drop(ctx, chosen, list); err != nil {
