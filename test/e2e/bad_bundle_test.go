@@ -58,7 +58,7 @@ func TestBadSpec(t *testing.T) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/disk", Type: "b", Major: 7, Minor: 0}}
 		}, []string{"block device", "/dev/disk"}},
 		"host device": {func(s *specs.Spec) {
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/odd", Type: "c", Major: 250, Minor: 0}}
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/odd", Type: "c", Major: 1, Minor: 11}} // kmsg, which every host has
 		}, []string{"device", "/dev/odd"}},
 		"bound block device": {func(s *specs.Spec) { s.Mounts = append(s.Mounts, bindMount(blockDevice(t), "/dev/disk")) },
 			[]string{"/dev/disk", "device"}},
