@@ -126,7 +126,7 @@ func (a *App) command() *cobra.Command {
 		Version:       a.version,
 		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
 			if needsNamespace(cmd) {
-				return inNamespace()
+				return failedBefore(cmd, inNamespace())
 			}
 			return runFailed(cmd, a.setUp())
 		},

@@ -122,6 +122,15 @@ func inNamespace() error {
 	return &exitError{code: code}
 }
 
+// failedBefore gives the error of a run that has not begun the exit code of one.
+func failedBefore(cmd *cobra.Command, err error) error {
+	var exit *exitError
+	if err == nil || cmd.Name() != "run" || errors.As(err, &exit) {
+		return err
+	}
+	return &exitError{code: exitRunFailed, err: err}
+}
+
 // idRange is a user's subordinate ids.
 type idRange struct{ first, count uint64 }
 

@@ -164,8 +164,8 @@ func TestWithoutRoot(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := as("run", "--rm", "--rootfs", "/", "true")
-	if r.code != 125 || !strings.Contains(r.stderr, "root") || strings.Count(r.stderr, "\n") != 1 {
-		t.Errorf("run returned %+v, want 125 and a line about root", r)
+	if r.code != 125 || !strings.Contains(r.stderr, "/etc/subuid") || strings.Count(r.stderr, "\n") != 1 {
+		t.Errorf("run returned %+v, want 125 and a line about the ids that are missing", r)
 	}
 	expect(t, "list of an ordinary user", as("list", "-q"), result{})
 	expect(t, "exit code of version", as("version").code, 0)
