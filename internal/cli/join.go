@@ -84,7 +84,7 @@ func (l *launch) forgetJoined() error {
 		return nil
 	}
 	if err == nil {
-		_, err = deleteByOwner(context.Background(), l.dir, true)
+		_, err = deleteByOwner(context.Background(), l.dir, record, true)
 		err = errors.Join(err, hostcgroup.Remove(record.Cgroup))
 	} else if errors.Is(err, fs.ErrNotExist) {
 		err = nil
@@ -93,8 +93,9 @@ func (l *launch) forgetJoined() error {
 }
 
 // deleteByOwner has the owner of a container's VM delete the container, and tells whether the VM lives on. An owner
-// that does not know the container, or is gone, has nothing to delete.
-func deleteByOwner(ctx context.Context, dir *state.Dir, force bool) (lives bool, err error) {
+// that does not know the container, or is gone, has nothing to delete; one that does not know the container that its VM
+// was made for has not begun, or is about to end.
+func deleteByOwner(ctx context.Context, dir *state.Dir, record state.Container, force bool) (lives bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, deleteWait)
 	defer cancel()
 	client, err := control.Dial(dir.Path(""))
@@ -111,7 +112,7 @@ func deleteByOwner(ctx context.Context, dir *state.Dir, force bool) (lives bool,
 	case plain == nil:
 		return answer.Lives, nil
 	case code == codes.NotFound:
-		return true, nil
+		return record.Sandbox != "", nil
 	case errors.Is(plain, control.ErrGone):
 		return false, nil
 	}

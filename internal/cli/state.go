@@ -329,7 +329,7 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 	}
 	lives := false // the VM, for other containers
 	if record.Owner.Alive() {
-		if lives, err = deleteByOwner(ctx, dir, force); err != nil { // an owner that does not obey is ended below
+		if lives, err = deleteByOwner(ctx, dir, record, force); err != nil { // an owner that does not obey is ended below
 			a.log.write("warning", err.Error())
 		}
 	}
