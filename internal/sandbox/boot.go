@@ -32,6 +32,9 @@ const endWait = time.Second
 // errNoAnswer is matched when a guest runs and its agent does not answer.
 var errNoAnswer = errors.New("it did not answer")
 
+// errDied is the errNoAnswer of a guest whose machine ended by itself.
+var errDied = fmt.Errorf("%w", errNoAnswer)
+
 // turnHold is how long a start keeps others waiting at most.
 const turnHold = 15 * time.Second
 
@@ -62,6 +65,12 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 		s.log.Warn("the template failed, booting", "template", key, "error", err)
 		s.doubt(key, err)
 	}
+	root, err := s.try(ctx, newAttempt(), c, plan, r, spec)
+	if !errors.Is(err, errDied) || ctx.Err() != nil {
+		return root, err
+	}
+	// An emulated guest with several processors panics once in many boots.
+	s.log.Warn("the guest died while it booted, booting it again", "error", err)
 	return s.try(ctx, newAttempt(), c, plan, r, spec)
 }
 
@@ -301,7 +310,7 @@ func (s *Sandbox) bootError(ctx context.Context, vm vmm.VM, err error, limit tim
 		if vm.Err() != nil {
 			err = vm.Err()
 			if endedByItself(err) {
-				err = fmt.Errorf("%w: %w", errNoAnswer, err)
+				err = fmt.Errorf("%w: %w", errDied, err)
 			}
 		}
 	default:
