@@ -3,12 +3,12 @@ package sandbox
 import (
 	"errors"
 	"fmt"
-	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/vmm"
 )
 
@@ -72,15 +72,8 @@ func (s *Sandbox) fitNetwork(c *container, plan *ocispec.Plan) error {
 		}
 		return nil
 	}
-	if sameFile(plan.NetNS, first.NetNS) {
+	if same, err := sys.SameNetwork(plan.NetNS, first.NetNS); err == nil && same {
 		return nil
 	}
 	return fmt.Errorf("the network namespace %s is another one than that of the virtual machine which the container is to join: it has one network", plan.NetNS)
-}
-
-// sameFile tells whether two paths name one file.
-func sameFile(a, b string) bool {
-	one, err := os.Stat(a)
-	other, err2 := os.Stat(b)
-	return err == nil && err2 == nil && os.SameFile(one, other)
 }

@@ -42,6 +42,11 @@ func (m *machine) grow(ctx context.Context, mib, port int) error {
 func (c *cards) reserve(what string) (port int, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	return c.port(what)
+}
+
+// port finds a free port for what is to be plugged in and notes it there. Preconditions: mu is held.
+func (c *cards) port(what string) (int, error) {
 	if c.ports == nil {
 		return 0, &vmm.UnsupportedError{Driver: name, What: "plugging " + what + " into machine " + microvm, Needs: "machine q35"}
 	}

@@ -54,21 +54,17 @@ func (c *cards) begin(s vmm.Spec) {
 func (c *cards) take(nic vmm.NIC) (card, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.ports == nil {
-		return card{}, &vmm.UnsupportedError{Driver: name, What: "plugging a network card into machine " + microvm, Needs: "machine q35"}
-	}
 	if _, taken := c.all[nic.MAC.String()]; taken {
 		return card{}, fmt.Errorf("MAC address %s is taken by another card", nic.MAC)
 	}
-	for i, in := range c.ports {
-		if in == "" {
-			one := card{number: c.next, port: i}
-			c.next++
-			c.ports[i], c.all[nic.MAC.String()] = one.device(), one
-			return one, nil
-		}
+	port, err := c.port("a network card")
+	if err != nil {
+		return card{}, err
 	}
-	return card{}, &vmm.UnsupportedError{Driver: name, What: fmt.Sprintf("more than %d devices that are plugged in", portCount)}
+	one := card{number: c.next, port: port}
+	c.next++
+	c.ports[port], c.all[nic.MAC.String()] = one.device(), one
+	return one, nil
 }
 
 // free forgets a card; its port is free again unless the device is still in it.
