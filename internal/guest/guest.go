@@ -130,6 +130,12 @@ func (c *Client) Watch(ctx context.Context, handle func(*agentv1.Event)) error {
 // Close ends the connection.
 func (c *Client) Close() error { return c.rpc.Close() }
 
+// Answered tells whether the error of a call is what the agent answered, and not that of a connection that broke.
+func Answered(err error) bool {
+	_, ok := status.FromError(err)
+	return ok
+}
+
 // Reason takes an error of a call apart: the agent's own words, and the class it gave them.
 func Reason(err error) (string, codes.Code) {
 	if s, ok := status.FromError(err); ok {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -71,6 +72,7 @@ type agent struct {
 	agentv1.AgentService
 	hello  func() (*agentv1.HelloResponse, error)
 	create func() (*agentv1.CreateContainerResponse, error)
+	exec   func() (*agentv1.ExecResponse, error)
 	events func(context.Context, agentv1.Agent_EventsServer) error
 }
 
@@ -91,6 +93,8 @@ func (a *agent) CreateContainer(context.Context, *agentv1.CreateContainerRequest
 	}
 	return &agentv1.CreateContainerResponse{Pid: 7}, nil
 }
+
+func (a *agent) Exec(context.Context, *agentv1.ExecRequest) (*agentv1.ExecResponse, error) { return a.exec() }
 
 func (a *agent) Events(ctx context.Context, _ *agentv1.Empty, out agentv1.Agent_EventsServer) error {
 	if a.events != nil {
@@ -217,5 +221,36 @@ func TestLostGuestEndsItsContainer(t *testing.T) {
 	}
 	if record.Status != state.Stopped || record.ExitStatus != 137 {
 		t.Errorf("on record: %s with %d, want stopped with 137", record.Status, record.ExitStatus)
+	}
+}
+
+// TestExecOfLostGuest has a guest go away while it is asked for a process, which may have run by then: it counts
+// as killed, and whoever waits for it is told why.
+func TestExecOfLostGuest(t *testing.T) {
+	guest := &agent{}
+	s, request := newSandbox(t, func(ctx context.Context, server *channel.Server) error {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		guest.exec = func() (*agentv1.ExecResponse, error) {
+			cancel()
+			time.Sleep(time.Minute) // no answer while the connection stands
+			return nil, status.Error(codes.Internal, "too late")
+		}
+		return guest.serve(ctx, server)
+	})
+	if err := s.Create(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Exec(t.Context(), "c", "e", specs.Process{Args: []string{"true"}}, Stdio{}); err != nil {
+		t.Fatalf("Exec = %v, want Wait to tell", err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	exit, err := s.Wait(ctx, "c", "e")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if exit.Status != 137 || exit.Reason == "" {
+		t.Errorf("exit = %+v, want status 137 and a reason", exit)
 	}
 }

@@ -65,7 +65,7 @@ func (s *Sandbox) Wait(ctx context.Context, id, exec string) (Exit, error) {
 }
 
 // Exec adds a process to a running container and returns its process id in the guest. It owns stdio's
-// files, also when it fails.
+// files, also when it fails. A process whose guest goes away before it has answered has the id 0, and Wait tells.
 func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process, stdio Stdio) (int, error) {
 	c, err := s.container(id)
 	if err != nil {
@@ -99,6 +99,12 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	}
 	p.streams = streams
 	answer, err := s.client().Exec(ctx, &agentv1.ExecRequest{Container: id, Exec: exec, Process: data, Stdio: names})
+	if err != nil && !guest.Answered(err) && ctx.Err() == nil {
+		// It may have run when the guest went away: whoever waits for it is told why.
+		go s.lose(p, err)
+		c.followExec(p, nil)
+		return 0, nil
+	}
 	if err != nil {
 		streams.close()
 		c.forget(p)
@@ -106,6 +112,19 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	}
 	c.followExec(p, stdio.Gone)
 	return int(answer.Pid), nil
+}
+
+// lose ends a process whose guest went away while it was asked for it, with the reason that the sandbox ends with.
+func (s *Sandbox) lose(p *process, cause error) {
+	reason := cause.Error()
+	select {
+	case <-s.done:
+		s.mu.Lock()
+		reason = s.reason
+		s.mu.Unlock()
+	case <-time.After(undoTimeout):
+	}
+	p.lose(Exit{Status: killed, Time: time.Now(), Reason: reason})
 }
 
 // Shell starts a debug shell in the guest itself. program is a static busybox, which the guest image does
