@@ -287,26 +287,12 @@ func (c *creation) takeHooksNetwork(pid int) error {
 	return c.encode()
 }
 
-// runCreateHooks runs the hooks that belong before the container's own code, in this process' namespaces,
-// which are the runtime's (runtime-spec, config.md, "POSIX-platform Hooks").
+// runCreateHooks runs the hooks that belong before the container's own code.
 func (c *creation) runCreateHooks(ctx context.Context, pid int) error {
-	st := specs.State{
+	return hook.RunCreate(ctx, c.hooks, specs.State{
 		Version: specs.Version, ID: c.id, Status: specs.StateCreating, Pid: pid, Bundle: c.bundle.Dir,
 		Annotations: c.bundle.Spec.Annotations,
-	}
-	for _, set := range []struct {
-		name  string
-		hooks []specs.Hook
-	}{
-		{"prestart", c.hooks.Prestart}, //nolint:staticcheck // deprecated, and Docker uses it
-		{"createRuntime", c.hooks.CreateRuntime},
-		{"createContainer", c.hooks.CreateContainer},
-	} {
-		if err := hook.Run(ctx, set.name, set.hooks, st); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // runPoststart runs the poststart hooks; a failing one is a warning (runtime.md, "Lifecycle").

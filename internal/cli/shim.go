@@ -9,7 +9,6 @@ import (
 	"os"
 
 	"husk.dev/husk/internal/control"
-	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/shim"
 	"husk.dev/husk/internal/state"
@@ -105,9 +104,6 @@ func (a *App) forget(ctx context.Context, dir *state.Dir) error {
 	if err := dir.Remove(); err != nil {
 		return err
 	}
-	record.Status = state.Stopped
-	if err := hook.RunAll(ctx, "poststop", record.Poststop, hookState(record)); err != nil {
-		a.warn("%v", err)
-	}
+	a.runPoststop(ctx, record)
 	return nil
 }

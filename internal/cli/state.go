@@ -353,9 +353,14 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 			return err
 		}
 	}
+	a.runPoststop(ctx, record)
+	return nil
+}
+
+// runPoststop runs the poststop hooks of a container that is gone; a failing one is a warning (runtime.md, "Lifecycle").
+func (a *App) runPoststop(ctx context.Context, record state.Container) {
 	record.Status = state.Stopped
 	if err := hook.RunAll(ctx, "poststop", record.Poststop, hookState(record)); err != nil {
 		a.warn("%v", err)
 	}
-	return nil
 }

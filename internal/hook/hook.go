@@ -38,6 +38,24 @@ func Run(ctx context.Context, kind string, hooks []specs.Hook, state specs.State
 	return nil
 }
 
+// RunCreate runs the hooks that belong before the container's own code, in the caller's namespaces, which are the
+// runtime's (runtime-spec, config.md, "POSIX-platform Hooks"), as Run does.
+func RunCreate(ctx context.Context, hooks specs.Hooks, state specs.State) error {
+	for _, set := range []struct {
+		kind  string
+		hooks []specs.Hook
+	}{
+		{"prestart", hooks.Prestart}, //nolint:staticcheck // deprecated, and Docker uses it
+		{"createRuntime", hooks.CreateRuntime},
+		{"createContainer", hooks.CreateContainer},
+	} {
+		if err := Run(ctx, set.kind, set.hooks, state); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // RunAll runs every hook, whatever the others return: the OCI has poststart and poststop hooks go on
 // after a failure.
 func RunAll(ctx context.Context, kind string, hooks []specs.Hook, state specs.State) error {

@@ -127,36 +127,7 @@ func (s *Sandbox) lendShares(ctx context.Context, a *attempt, c *container, plan
 
 // watchShares ends the sandbox when its file service dies: a guest whose root is gone only hangs.
 func (s *Sandbox) watchShares(a *attempt, server *virtiofs.Server) {
-	select {
-	case <-server.Done():
-	case <-a.dropped:
-		return
-	case <-s.done:
-		return
-	}
-	s.mu.Lock()
-	vm := s.vm
-	s.mu.Unlock()
-	if server.Err() == nil {
-		// The service also ends because the monitor has, and then that one's reason is the better one.
-		var monitorGone <-chan struct{} // never, where it has not started
-		if vm != nil {
-			monitorGone = vm.Done()
-		}
-		select {
-		case <-monitorGone:
-			return
-		case <-a.dropped:
-			return
-		case <-s.done:
-			return
-		case <-time.After(hangUpWait):
-		}
-	}
-	s.mu.Lock()
-	ending := s.ending
-	s.mu.Unlock()
-	if ending {
+	if !s.lostHelper(a, server.Done(), func() bool { return server.Err() == nil }) {
 		return
 	}
 	reason := "the file service ended"
@@ -166,6 +137,39 @@ func (s *Sandbox) watchShares(a *attempt, server *virtiofs.Server) {
 	s.log.Error("file service lost", "reason", reason)
 	s.cannotFlush()
 	s.teardown(reason)
+}
+
+// lostHelper waits for the end of a process that serves the VM and tells whether the VM has lost it. One that may
+// have hung up also ends because the monitor has, and then that one's reason is the better one.
+func (s *Sandbox) lostHelper(a *attempt, ended <-chan struct{}, hungUp func() bool) bool {
+	select {
+	case <-ended:
+	case <-a.dropped:
+		return false
+	case <-s.done:
+		return false
+	}
+	s.mu.Lock()
+	vm := s.vm
+	s.mu.Unlock()
+	var monitorGone <-chan struct{} // never, where it has not started
+	if vm != nil {
+		monitorGone = vm.Done()
+	}
+	if hungUp() {
+		select {
+		case <-monitorGone:
+			return false
+		case <-a.dropped:
+			return false
+		case <-s.done:
+			return false
+		case <-time.After(hangUpWait):
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return !s.ending
 }
 
 // cannotFlush spares a teardown the wait for a guest that would not come to write its files.

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"strings"
-	"time"
 
 	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/ocispec"
@@ -82,26 +81,9 @@ func (s *Sandbox) lendUserNetwork(ctx context.Context, a *attempt, c *container,
 
 // watchUser ends the sandbox when its network dies under it.
 func (s *Sandbox) watchUser(a *attempt, user *network.User) {
-	select {
-	case <-user.Done():
-	case <-a.dropped:
-		return
-	case <-s.done:
-		return
-	}
-	s.mu.Lock()
-	vm := s.vm
-	s.mu.Unlock()
-	var monitorGone <-chan struct{} // never, where it has not started
-	if vm != nil {
-		monitorGone = vm.Done()
-	}
-	select { // it also ends because the monitor has
-	case <-monitorGone:
-	case <-a.dropped:
-	case <-s.done:
-	case <-time.After(hangUpWait):
-		s.log.Error("user-mode networking ended", "error", user.Err())
-		s.teardown("user-mode networking ended: " + user.Err().Error())
+	if s.lostHelper(a, user.Done(), func() bool { return true }) {
+		reason := "user-mode networking ended: " + user.Err().Error()
+		s.log.Error("user-mode networking lost", "reason", reason)
+		s.teardown(reason)
 	}
 }

@@ -218,18 +218,7 @@ func (c *container) standIn(ctx context.Context, log *slog.Logger) (err error) {
 	if c.spec.Hooks == nil {
 		return nil
 	}
-	for _, set := range []struct {
-		name  string
-		hooks []specs.Hook
-	}{
-		{"prestart", c.spec.Hooks.Prestart}, //nolint:staticcheck // deprecated, and Docker uses it
-		{"createRuntime", c.spec.Hooks.CreateRuntime},
-		{"createContainer", c.spec.Hooks.CreateContainer},
-	} {
-		if err = hook.Run(ctx, set.name, set.hooks, c.state(specs.StateCreating)); err != nil {
-			break
-		}
-	}
+	err = hook.RunCreate(ctx, *c.spec.Hooks, c.state(specs.StateCreating))
 	if err == nil && own && path == "" {
 		err = c.takeNetwork()
 	}
