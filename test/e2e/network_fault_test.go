@@ -150,13 +150,39 @@ func TestNetworkRates(t *testing.T) {
 // TestNetworkPolicy: rules of the host on its end of a veth hold for the guest, which cannot go around them.
 func TestNetworkPolicy(t *testing.T) {
 	begin(t)
-	probe := probe(t)
-	l := newLAN(t, 1500)
-	begun(t, l.host.command(probe, "serve", "7")).prints("serving\n")
-	begun(t, l.host.command(probe, "serve", "8")).prints("serving\n")
-	l.host.run("iptables -A INPUT -i cni0 -p tcp --dport 8 -j REJECT --reject-with tcp-reset")
-	out := on(t, l.one, probe)("ruled", "/probe tcp 10.77.0.1:7 1000; /probe tcp 10.77.0.1:8 1000 || echo refused").ok()
-	if out != "same tcp 1000\nrefused\n" {
-		t.Errorf("the container printed %q", out)
+	for _, c := range []struct{ by, rule, undo string }{
+		{
+			"iptables", "iptables -A INPUT -i cni0 -p tcp --dport 8 -j REJECT --reject-with tcp-reset",
+			"iptables -D INPUT -i cni0 -p tcp --dport 8 -j REJECT --reject-with tcp-reset",
+		},
+		{
+			"nftables", "nft 'add table inet ruled { chain arriving { type filter hook input priority 0; iifname cni0 tcp dport 8 reject with tcp reset; }; }'",
+			"nft delete table inet ruled",
+		},
+		{ // before the bridge sees a frame
+			"nftables on the veth", "nft \"add table netdev ruled { chain arriving { type filter hook ingress device $veth priority 0; tcp dport 8 drop; }; }\"",
+			"nft delete table netdev ruled",
+		},
+	} {
+		t.Run(c.by, func(t *testing.T) {
+			begin(t)
+			probe := probe(t)
+			l := newLAN(t, 1500)
+			begun(t, l.host.command(probe, "serve", "7")).prints("serving\n")
+			begun(t, l.host.command(probe, "serve", "8")).prints("serving\n")
+			try := func(id string) string {
+				const script = "for port in 7 8; do timeout 20 /probe tcp 10.77.0.1:$port 1000 || echo refused; done"
+				return on(t, l.one, probe)(id, script).ok()
+			}
+			number := l.one.run(`ip -o link show eth0 | sed 's/.*@if\([0-9]*\):.*/\1/'`)
+			l.host.run("veth=$(ip -o link | sed -n 's/^"+strings.TrimSpace(number)+`: \([^@:]*\)@.*/\1/p')`, c.rule)
+			if out := try("ruled"); out != "same tcp 1000\nrefused\n" {
+				t.Errorf("under the rule the container printed %q", out)
+			}
+			l.host.run(c.undo)
+			if out := try("free"); out != "same tcp 1000\nsame tcp 1000\n" {
+				t.Errorf("without the rule the container printed %q", out)
+			}
+		})
 	}
 }
