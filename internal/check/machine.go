@@ -77,7 +77,7 @@ func (m *machine) isolationItem() Item {
 func (m *machine) kvm() Item {
 	item := Item{Name: "kvm", Status: Warning, Value: string(m.KVM.State)}
 	if m.KVM.Loop > 0 {
-		item.Value = fmt.Sprintf("%s (10,000 iterations of a loop: %.3g ms)", m.KVM.State, float64(m.KVM.Loop.Microseconds())/1000)
+		item.Value = fmt.Sprintf("%s (%d iterations of a loop: %.3g ms)", m.KVM.State, kvm.Iterations, float64(m.KVM.Loop.Microseconds())/1000)
 	}
 	switch m.KVM.State {
 	case kvm.Real:

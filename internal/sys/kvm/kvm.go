@@ -29,28 +29,29 @@ const (
 )
 
 const (
-	// iterations of the guest's loop: some microseconds on a processor, 10 ms and more interpreted.
-	iterations = 10000
-	// slowest is the longest time of the loop that still counts as real: 100 times what a processor
-	// takes, a tenth of what interpreters do, so that a busy host changes neither verdict.
-	slowest = time.Millisecond
+	// Iterations of the guest's loop: a microsecond on a processor, 2 ms and more interpreted.
+	Iterations = 2500
+	// slowest is the longest time of the loop that still counts as real: some hundred times what a processor
+	// takes, a fifth of what interpreters do, so that a busy host changes neither verdict. The first turn
+	// also takes in the faults of a guest that has just been made; the shortest of several counts.
+	slowest = 400 * time.Microsecond
 	// tries is how often a loop that looks interpreted is repeated: the host may just have been busy.
 	tries = 4
 	// patience bounds all tries together.
-	patience = 200 * time.Millisecond
+	patience = 100 * time.Millisecond
 )
 
 // Result is what a measurement found.
 type Result struct {
 	State State
-	// Loop is the shortest time that a guest took for 10,000 iterations of a loop in real mode; zero
+	// Loop is the shortest time that a guest took for Iterations of a loop in real mode; zero
 	// where no guest ran.
 	Loop time.Duration
 	// Err says what failed when State is Absent, Denied or Broken.
 	Err error
 }
 
-// Measure runs a guest of three instructions and judges by its speed. It takes at most a quarter of a
+// Measure runs a guest of three instructions and judges by its speed. It takes at most a tenth of a
 // second, and measures once in the life of a process.
 var Measure = sync.OnceValue(func() Result { return measure(Device) })
 

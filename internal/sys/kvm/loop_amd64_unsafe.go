@@ -141,7 +141,7 @@ func runOnce(vcpu uintptr, shared []byte, deadline time.Time) (time.Duration, er
 	if _, err := ioctlPtr(vcpu, setSregs, unsafe.Pointer(&sregs)); err != nil {
 		return 0, fmt.Errorf("set segments: %w", err)
 	}
-	r := regs{rcx: iterations, rip: codeAddr, rflags: 2}
+	r := regs{rcx: Iterations, rip: codeAddr, rflags: 2}
 	if _, err := ioctlPtr(vcpu, setRegs, unsafe.Pointer(&r)); err != nil {
 		return 0, fmt.Errorf("set registers: %w", err)
 	}
