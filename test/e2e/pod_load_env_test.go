@@ -168,6 +168,9 @@ func (p *calledPod) processes() map[int]string {
 // pssOf is the memory of a process in KiB, its part of what it shares with others counted.
 func pssOf(pid int) int { return procNumber(pid, "smaps_rollup", "Pss") }
 
+// ownOf is the part of it that is neither a file's nor the guest's memory.
+func ownOf(pid int) int { return procNumber(pid, "smaps_rollup", "Pss_Anon") }
+
 // procNumber reads a number from a file of lines "key: number" in /proc; 0 where there is none.
 func procNumber(pid int, file, key string) int {
 	data, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
@@ -192,9 +195,9 @@ func (c *podCaller) cleared(t *testing.T) {
 	inside := *c.engine
 	inside.t = t
 	inside.nothingLeft()
-	r := begun(t, c.inside("sh", "-c", "ls /sys/class/net; ls /var/lib/cni/networks/pods")).wait()
+	r := begun(t, c.inside("sh", "-c", "ip -o link | sed 's/^[0-9]*: //; s/[:@].*//'; ls -d /var/lib/cni/networks/pods/10.93.*")).wait()
 	for _, name := range strings.Fields(r.stdout) {
-		if !slices.Contains([]string{"lo", "cni0", "lock", "last_reserved_ip.0"}, name) {
+		if !slices.Contains([]string{"lo", "cni0"}, name) {
 			t.Errorf("left behind (interfaces, addresses of pods): %s", name)
 		}
 	}
