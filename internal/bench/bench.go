@@ -47,6 +47,8 @@ type group struct {
 	once        bool // one round is enough: what it measures hardly varies, and takes long
 	native      bool // can be measured without a runtime
 	step        func(context.Context, *session, Runtime, add) error
+	// begin, where there is one, comes before all rounds, and end after them. Its error says what is missing.
+	begin func(context.Context, *session) (end func() error, err error)
 }
 
 // add notes a sample of a measure.
@@ -60,6 +62,7 @@ var groups = []group{
 	{name: "cpu", title: "Processes and computing", native: true, step: stepCPU},
 	{name: "net", title: "Network", native: true, step: stepNet},
 	{name: "density", title: "Density", once: true, step: stepDensity},
+	{name: "pods", title: "Pods", begin: beginPods, step: stepPods},
 }
 
 // Groups are the names of all groups.
@@ -104,7 +107,7 @@ func Run(ctx context.Context, o Options, at Setting) (_ *Report, err error) {
 	defer func() {
 		err = errors.Join(err, undo.Clean())
 	}()
-	s := &session{options: o, setting: at, before: descendants(), ramps: map[string]ramp{}}
+	s := &session{options: o, setting: at, before: descendants(), ramps: map[string]ramp{}, weighed: map[string]bool{}}
 	undo.Add(s.endAll)
 	report := newReport(o, at)
 	if err := s.prepare(ctx); err != nil {
@@ -133,6 +136,19 @@ func (s *session) measure(ctx context.Context, g group, report *Report) {
 	if g.once {
 		warmup, rounds = 0, 1
 	}
+	if g.begin != nil {
+		end, err := g.begin(ctx, s)
+		if err != nil {
+			report.fail(g.name, everyRuntime, s.setting.shorten(err.Error()))
+			s.setting.Progress("%s: left out: %v", g.name, err)
+			return
+		}
+		defer func() {
+			if err := end(); err != nil {
+				s.setting.Progress("%s: clean up: %v", g.name, err)
+			}
+		}()
+	}
 	failed := map[string]bool{}
 	for round := range warmup + rounds {
 		for i := range runtimes {
@@ -142,6 +158,7 @@ func (s *session) measure(ctx context.Context, g group, report *Report) {
 			}
 			what := fmt.Sprintf("round %d of %d", round-warmup+1, rounds)
 			note := add(report.add(rt.Name))
+			s.counts = round >= warmup
 			if round < warmup {
 				what, note = "warm-up", func(string, float64) {}
 			}

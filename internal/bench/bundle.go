@@ -24,6 +24,9 @@ type session struct {
 	before  map[int]bool    // descendants that are none of ours
 	serial  atomic.Int64    // of container ids
 	ramps   map[string]ramp // by runtime and root
+	counts  bool            // this round does
+	pods    *podHost        // of the group of pods
+	weighed map[string]bool // runtimes whose pods were
 
 	own sync.Map // pids of children that command waits for
 	// starting is held for reading while a child is started and put into own, and for writing while

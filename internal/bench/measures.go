@@ -51,6 +51,20 @@ func memoryMeasure(root string, containers int) string {
 	return fmt.Sprintf("memory.%s.%d", root, containers)
 }
 
+// podMeasures are the figures of pods; at says how many are made at once.
+func podMeasures(at string) []Measure {
+	return []Measure{
+		{Name: "pods.ready", Title: "pod with a container ready", Unit: "ms", Main: true},
+		{Name: "pods.gone", Title: "pod stopped and removed", Unit: "ms", Main: true},
+		{Name: "pods.parallel.ready", Title: "pod with a container ready" + at, Unit: "ms", Main: true},
+		{Name: "pods.parallel.gone", Title: "pod stopped and removed" + at, Unit: "ms"},
+		{Name: "pods.memory.shim", Title: "the shim of an idle pod", Unit: "MiB"},
+		{Name: "pods.memory.all", Title: "all processes of an idle pod", Unit: "MiB", Main: true},
+		{Name: "pods.idle.shim", Title: "an idle pod's shim, processor time in a second", Unit: "ms"},
+		{Name: "pods.idle.all", Title: "all processes of an idle pod, processor time in a second", Unit: "ms"},
+	}
+}
+
 // Measures are all figures of the groups that o names, in the order of the report.
 func Measures(o Options) []Measure {
 	at := fmt.Sprintf(", %d at once", o.Parallel)
@@ -97,6 +111,7 @@ func Measures(o Options) []Measure {
 		Measure{Name: "density.starts", Title: "containers run, one a processor", Unit: "1/s", Higher: true, Main: true},
 		Measure{Name: "density.idle", Title: fmt.Sprintf("idle containers that fit, of %d", o.IdleMax), Unit: "", Higher: true},
 	)
+	all = append(all, podMeasures(at)...)
 	var chosen []Measure
 	for _, m := range all {
 		m.Group, _, _ = strings.Cut(m.Name, ".")

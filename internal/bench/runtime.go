@@ -18,6 +18,8 @@ type Runtime struct {
 	Image string `json:"image,omitempty"`
 	// Prepare is a verb, with arguments, that runs once before anything is measured; none where empty.
 	Prepare []string `json:"prepare,omitempty"`
+	// Config is husk's configuration file, for its shim; empty for other runtimes.
+	Config string `json:"-"`
 }
 
 // usual are the runtimes that are looked for, with the global flags that they need to run what the

@@ -187,7 +187,7 @@ func (a *App) benchRuntimes(ctx context.Context, named []string, dir, self strin
 			return nil, err
 		}
 		list = append(list, bench.Runtime{
-			Name: v.name, Command: []string{binary, "--config", file}, Version: a.version, Image: "husk-bench", Prepare: v.prepare,
+			Name: v.name, Command: []string{binary, "--config", file}, Version: a.version, Image: "husk-bench", Prepare: v.prepare, Config: file,
 		})
 	}
 	others, err := bench.FindRuntimes(ctx, named)

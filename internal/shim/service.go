@@ -205,8 +205,7 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	case p.id != "" && state == tasktypes.Status_CREATED:
 		return nil, status.Errorf(codes.FailedPrecondition, "process %q was not started", p.id)
 	}
-	err = box.Signal(ctx, c.name, p.id, r.Signal, r.All)
-	if err == nil {
+	if err = s.signal(ctx, box, c, p, r); err == nil {
 		if p == c.init && r.Signal == uint32(syscall.SIGKILL) {
 			go s.enforce(c)
 		}
@@ -219,8 +218,30 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	return nil, err
 }
 
-// killWait is how long a guest may take to end a container that was killed.
-const killWait = 2 * time.Minute
+const (
+	// killWait is how long a guest may take to end a container that was killed.
+	killWait = 2 * time.Minute
+	// killAnswer is how long it may take to say that it kills a container's init, which enforce sees to then.
+	killAnswer = 20 * time.Second
+)
+
+// signal has the guest send a signal. containerd is not kept waiting by a guest that does not answer to one that kills a
+// container: what it waits for is the end.
+func (s *service) signal(ctx context.Context, box *sandbox.Sandbox, c *container, p *process, r *task.KillRequest) error {
+	sent := make(chan error, 1)
+	go func() { sent <- box.Signal(ctx, c.name, p.id, r.Signal, r.All) }()
+	var late <-chan time.Time
+	if p == c.init && r.Signal == uint32(syscall.SIGKILL) {
+		late = time.After(killAnswer)
+	}
+	select {
+	case err := <-sent:
+		return err
+	case <-late:
+		s.log.Warn("the guest does not answer to a kill", "container", c.id)
+		return nil
+	}
+}
 
 // enforce ends the virtual machine of a container that was killed and does not end.
 func (s *service) enforce(c *container) {

@@ -95,14 +95,21 @@ disabled_plugins = ["io.containerd.snapshotter.v1.btrfs", "io.containerd.snapsho
     default_runtime_name = "husk"
   [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.husk]
     runtime_type = "io.containerd.husk.v2"
+    pod_annotations = ["test.*"]
+    container_annotations = ["test.*"]
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.husk.options]
       TypeUrl = "runtimeoptions.v1.Options"
       ConfigPath = %q
-`, e.file("root"), e.file("state"), e.file("sock"), e.file("sock.ttrpc"), pauseImage, e.file("cni"), env.config)
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.small]
+    runtime_type = "io.containerd.husk.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.small.options]
+      TypeUrl = "runtimeoptions.v1.Options"
+      ConfigPath = %q
+`, e.file("root"), e.file("state"), e.file("sock"), e.file("sock.ttrpc"), pauseImage, e.file("cni"), env.config, e.file("small.toml"))
 }
 
 const bridgeNetwork = `{"cniVersion":"1.0.0","name":"pods","plugins":[{"type":"bridge","bridge":"cni0","isGateway":true,
-	"ipam":{"type":"host-local","ranges":[[{"subnet":"10.93.0.0/24"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
+	"ipam":{"type":"host-local","ranges":[[{"subnet":"10.93.0.0/16"}]],"routes":[{"dst":"0.0.0.0/0"}]}}]}`
 
 func (e *engine) file(name string) string { return filepath.Join(e.dir, name) }
 

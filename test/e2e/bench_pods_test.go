@@ -1,0 +1,55 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"husk.dev/husk/internal/testenv"
+)
+
+// TestBenchPods looks at the shape of a report of pods, and that the containerd which made them leaves nothing.
+func TestBenchPods(t *testing.T) {
+	begin(t)
+	if _, err := exec.LookPath("containerd"); err != nil {
+		t.Skipf("%v (make setup installs it)", err)
+	}
+	dir := t.TempDir()
+	testenv.Leaks(t, dir)
+	out := husk(t, "bench", "pods", "--rounds", "1", "--warmup", "0", "--parallel", "2", "--dir", dir, "--json").ok()
+	var r benchReport
+	if err := json.Unmarshal([]byte(out), &r); err != nil {
+		t.Fatalf("read the report: %v", err)
+	}
+	want := map[string]int{
+		"pods.ready": 1, "pods.gone": 1, "pods.parallel.ready": 2, "pods.parallel.gone": 2, "pods.memory.shim": 1,
+		"pods.memory.all": 1, "pods.idle.shim": 1, "pods.idle.all": 1,
+	}
+	for _, rt := range r.Runtimes {
+		for measure, n := range want {
+			found := false
+			for _, res := range r.Results {
+				if res.Runtime != rt.Name || res.Measure != measure {
+					continue
+				}
+				found = true
+				idle := measure == "pods.idle.shim" || measure == "pods.idle.all" // may be less than can be counted
+				if res.N != n || res.P50 < 0 || res.P50 == 0 && !idle {
+					t.Errorf("%+v: want %d samples, all more than nothing", res, n)
+				}
+			}
+			if !found {
+				t.Errorf("%s of %s was not measured", measure, rt.Name)
+			}
+		}
+	}
+	for _, f := range r.Failures {
+		t.Errorf("failure: %+v", f)
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/husk-bench-*", "/sys/fs/cgroup/*/husk-bench-*"} {
+		if groups, _ := filepath.Glob(pattern); len(groups) > 0 {
+			t.Errorf("left behind: control groups %q", groups)
+		}
+	}
+}
