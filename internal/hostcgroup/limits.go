@@ -1,10 +1,12 @@
 package hostcgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -26,6 +28,17 @@ type setting struct{ file, value string }
 func (g *Group) Limit(l Limits) error {
 	if g == nil {
 		return nil
+	}
+	if (g.scope != scope{}) {
+		// systemd writes its own over what it was not told of. Not all limits are its.
+		properties, err := l.properties(slices.ContainsFunc(g.hierarchies, func(h hierarchy) bool { return h.unified && !h.bare }))
+		if err != nil {
+			return err
+		}
+		err = withManager(func(ctx context.Context, m *manager) error { return m.set(ctx, g.scope, properties) })
+		if err != nil {
+			return err
+		}
 	}
 	for name, value := range map[string]string{"cpuset.cpus": l.CPUs, "cpuset.mems": l.Mems} {
 		if err := g.set(setting{name, value}); errors.Is(err, fs.ErrNotExist) {
@@ -58,12 +71,16 @@ func (l Limits) version1() (all []setting) {
 	return all
 }
 
+// weight is Shares in version 2's unit: from 2..262144 to 1..10000, as the systems that came with version 2 do it.
+func (l Limits) weight() uint64 {
+	shares := min(max(l.Shares, 2), 262144)
+	return 1 + (shares-2)*9999/262142
+}
+
 // version2 translates; pids.max is the same in both versions, and in version1.
 func (l Limits) version2() (all []setting) {
 	if l.Shares > 0 {
-		// From 2..262144 to 1..10000, as the systems that came with version 2 do it.
-		shares := min(max(l.Shares, 2), 262144)
-		all = append(all, setting{"cpu.weight", strconv.FormatUint(1+(shares-2)*9999/262142, 10)})
+		all = append(all, setting{"cpu.weight", strconv.FormatUint(l.weight(), 10)})
 	}
 	if l.Quota != 0 || l.Period > 0 {
 		value := "max"
