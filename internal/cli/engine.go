@@ -24,7 +24,7 @@ const (
 	containerdShim = "containerd-shim"
 )
 
-// oomFileName is the file in the bundle that conmon makes.
+// oomFileName is the file that conmon makes.
 const oomFileName = "oom"
 
 // engineOf tells how the engine of a container is reached whose creation the process caller has asked for.
@@ -35,9 +35,14 @@ func engineOf(caller int, bundle string) *controlv1.Engine {
 	}
 	switch strings.TrimSpace(string(comm)) {
 	case conmon, conmonRS:
-		return &controlv1.Engine{OomFile: filepath.Join(bundle, oomFileName)}
+		// podman 5 has conmon make it in a directory of its choice; podman 4 and CRI-O look for it in the bundle.
+		files := []string{filepath.Join(bundle, oomFileName)}
+		if dir := flagOf(caller, "persist-dir"); filepath.IsAbs(dir) {
+			files = append(files, filepath.Join(dir, oomFileName))
+		}
+		return &controlv1.Engine{OomFiles: files}
 	case containerdShim:
-		events, namespace := os.Getenv(shim.EventsEnv), shimNamespace(caller) // it hands its environment on
+		events, namespace := os.Getenv(shim.EventsEnv), flagOf(caller, "namespace") // it hands its environment on
 		if filepath.IsAbs(events) && namespace != "" {
 			return &controlv1.Engine{Events: events, Namespace: namespace}
 		}
@@ -45,17 +50,17 @@ func engineOf(caller int, bundle string) *controlv1.Engine {
 	return nil
 }
 
-// shimNamespace is containerd's namespace that one of its shims was started for, by the shim's arguments.
-func shimNamespace(pid int) string {
+// flagOf is the value of a flag that a process was started with, empty without it.
+func flagOf(pid int, flag string) string {
 	line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	if err != nil {
 		return ""
 	}
 	args := strings.Split(string(line), "\x00")
 	for i, arg := range args[:len(args)-1] {
-		if name, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "="); name == "namespace" && given {
+		if name, value, given := strings.Cut(strings.TrimLeft(arg, "-"), "="); name == flag && given {
 			return value
-		} else if name == "namespace" {
+		} else if name == flag {
 			return args[i+1]
 		}
 	}
@@ -65,8 +70,8 @@ func shimNamespace(pid int) string {
 // tellOutOfMemory tells the engine of a container that a process of it was killed for want of memory.
 func tellOutOfMemory(id string, e sandbox.Engine, log *slog.Logger) {
 	var err error
-	if e.OOMFile != "" {
-		err = touch(e.OOMFile)
+	for _, file := range e.OOMFiles {
+		err = errors.Join(err, touch(file))
 	}
 	if e.Events != "" {
 		err = errors.Join(err, shim.PublishOOM(e.Events, e.Namespace, id))

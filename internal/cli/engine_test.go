@@ -16,7 +16,7 @@ import (
 func TestEngineOf(t *testing.T) {
 	t.Setenv(shim.EventsEnv, "/run/c.sock.ttrpc")
 	events := &controlv1.Engine{Events: "/run/c.sock.ttrpc", Namespace: "moby"}
-	file := &controlv1.Engine{OomFile: "/bundle/oom"}
+	file := &controlv1.Engine{OomFiles: []string{"/bundle/oom"}}
 	for _, c := range []struct {
 		name string
 		args []string
@@ -24,6 +24,7 @@ func TestEngineOf(t *testing.T) {
 	}{
 		{"conmon", nil, file},
 		{"conmonrs", nil, file},
+		{"conmon", []string{"-b", "/bundle", "--persist-dir", "/run/p/id", "--full-attach"}, &controlv1.Engine{OomFiles: []string{"/bundle/oom", "/run/p/id/oom"}}},
 		{"conmonster", nil, nil},
 		{"containerd-shim", []string{"-namespace", "moby"}, events}, // dockerd's containerd
 		{"containerd-shim-runc-v2", []string{"-id", "x", "--namespace=moby"}, events},

@@ -256,7 +256,7 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 		AutoRemove: r.AutoRemove,
 	}
 	if e := r.Engine; e != nil {
-		request.Engine = sandbox.Engine{OOMFile: e.OomFile, Events: e.Events, Namespace: e.Namespace}
+		request.Engine = sandbox.Engine{OOMFiles: e.OomFiles, Events: e.Events, Namespace: e.Namespace}
 	}
 	if r.CallerPid != 0 {
 		request.MountNS = fmt.Sprintf("/proc/%d/ns/mnt", r.CallerPid)

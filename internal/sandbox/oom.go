@@ -5,9 +5,9 @@ import "time"
 // Engine is how the engine that had a container made is told what it would see on the host, if the container's processes
 // were there.
 type Engine struct {
-	OOMFile   string // empty file that is made when a process was killed for want of memory
-	Events    string // containerd's socket for the events of shims
-	Namespace string // containerd's, that the container is in
+	OOMFiles  []string // empty files that are made when a process was killed for want of memory
+	Events    string   // containerd's socket for the events of shims
+	Namespace string   // containerd's, that the container is in
 }
 
 // oomEvery is how often an engine hears at most that a container had no memory: a guest can say so as often as it likes.

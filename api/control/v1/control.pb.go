@@ -233,9 +233,9 @@ func (x *CreateRequest) GetEngine() *Engine {
 // Engine is how an engine is told what it would see on the host, if the container's processes were there.
 type Engine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	OomFile       string                 `protobuf:"bytes,1,opt,name=oom_file,json=oomFile,proto3" json:"oom_file,omitempty"` // empty file that is made when a process was killed for want of memory
-	Events        string                 `protobuf:"bytes,2,opt,name=events,proto3" json:"events,omitempty"`                  // containerd's socket for the events of shims
-	Namespace     string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`            // containerd's, that the container is in
+	OomFiles      []string               `protobuf:"bytes,1,rep,name=oom_files,json=oomFiles,proto3" json:"oom_files,omitempty"` // empty files that are made when a process was killed for want of memory
+	Events        string                 `protobuf:"bytes,2,opt,name=events,proto3" json:"events,omitempty"`                     // containerd's socket for the events of shims
+	Namespace     string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`               // containerd's, that the container is in
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -270,11 +270,11 @@ func (*Engine) Descriptor() ([]byte, []int) {
 	return file_api_control_v1_control_proto_rawDescGZIP(), []int{3}
 }
 
-func (x *Engine) GetOomFile() string {
+func (x *Engine) GetOomFiles() []string {
 	if x != nil {
-		return x.OomFile
+		return x.OomFiles
 	}
-	return ""
+	return nil
 }
 
 func (x *Engine) GetEvents() string {
@@ -1351,9 +1351,9 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"caller_pid\x18\t \x01(\rR\tcallerPid\x12?\n" +
 	"\fuser_network\x18\n" +
 	" \x01(\v2\x1c.husk.control.v1.UserNetworkR\vuserNetwork\x12/\n" +
-	"\x06engine\x18\v \x01(\v2\x17.husk.control.v1.EngineR\x06engine\"Y\n" +
-	"\x06Engine\x12\x19\n" +
-	"\boom_file\x18\x01 \x01(\tR\aoomFile\x12\x16\n" +
+	"\x06engine\x18\v \x01(\v2\x17.husk.control.v1.EngineR\x06engine\"[\n" +
+	"\x06Engine\x12\x1b\n" +
+	"\toom_files\x18\x01 \x03(\tR\boomFiles\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\tR\x06events\x12\x1c\n" +
 	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"'\n" +
 	"\vUserNetwork\x12\x18\n" +
