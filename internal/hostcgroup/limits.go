@@ -29,16 +29,8 @@ func (g *Group) Limit(l Limits) error {
 	if g == nil {
 		return nil
 	}
-	if (g.scope != scope{}) {
-		// systemd writes its own over what it was not told of. Not all limits are its.
-		properties, err := l.properties(slices.ContainsFunc(g.hierarchies, func(h hierarchy) bool { return h.unified && !h.bare }))
-		if err != nil {
-			return err
-		}
-		err = withManager(func(ctx context.Context, m *manager) error { return m.set(ctx, g.scope, properties) })
-		if err != nil {
-			return err
-		}
+	if err := g.limitScope(l); err != nil {
+		return err
 	}
 	for name, value := range map[string]string{"cpuset.cpus": l.CPUs, "cpuset.mems": l.Mems} {
 		if err := g.set(setting{name, value}); errors.Is(err, fs.ErrNotExist) {
@@ -53,6 +45,18 @@ func (g *Group) Limit(l Limits) error {
 		}
 	}
 	return nil
+}
+
+// limitScope tells systemd of the limits of its scope: it writes its own over what it was not told of. Not all limits are its.
+func (g *Group) limitScope(l Limits) error {
+	if (g.scope == scope{}) {
+		return nil
+	}
+	properties, err := l.properties(slices.ContainsFunc(g.hierarchies, func(h hierarchy) bool { return h.unified && !h.bare }))
+	if err != nil || len(properties) == 0 {
+		return err
+	}
+	return withManager(func(ctx context.Context, m *manager) error { return m.set(ctx, g.scope, properties) })
 }
 
 func (l Limits) version1() (all []setting) {
