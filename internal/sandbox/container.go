@@ -153,12 +153,6 @@ func (c *container) subscribe() (events <-chan Event, cancel func()) {
 	}
 }
 
-func (c *container) publish(e Event) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.publishLocked(e)
-}
-
 // publishLocked hands e to the subscribers. Preconditions: mu is held.
 func (c *container) publishLocked(e Event) {
 	for ch := range c.subs {
