@@ -140,7 +140,7 @@ func (a *App) command() *cobra.Command {
 	flags.StringVar(&a.logFile, "log", "", "write the log to `FILE` too")
 	flags.StringVar(&a.logFormat, "log-format", "text", "`FORMAT` of the log: text or json")
 	flags.BoolVar(&a.debug, "debug", false, "log more")
-	flags.BoolVar(&a.systemd, "systemd-cgroup", false, "accept cgroup paths in systemd's form (slice:prefix:name)")
+	flags.BoolVar(&a.systemd, "systemd-cgroup", false, "have systemd make the container's control group, a scope (slice:prefix:name)")
 	root.AddGroup(
 		&cobra.Group{ID: groupPeople, Title: "Containers and images:"},
 		&cobra.Group{ID: groupOCI, Title: "OCI runtime, as runc has them:"},

@@ -16,6 +16,7 @@ import (
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/hook"
+	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
@@ -54,7 +55,8 @@ type creation struct {
 	stdin         bool   // hand on stdin
 	start         bool
 	autoRemove    bool
-	caller        int // the parent process without which the container is not wanted; 0: none
+	caller        int               // the parent process without which the container is not wanted; 0: none
+	engine        *controlv1.Engine // that asks for it; nil: none that watches the host's control groups
 	hooks         specs.Hooks
 	userNetwork   bool     // user-mode networking
 	publish       []string // ports of it
@@ -78,6 +80,7 @@ func (a *App) createCommand() *cobra.Command {
 				return err
 			}
 			c.caller = os.Getppid()
+			c.engine = engineOf(c.caller, c.bundle.Dir)
 			_, err = a.detached(cmd.Context(), c)
 			return plainExit(err)
 		},
@@ -108,7 +111,7 @@ func (a *App) fromBundle(id string, f bundleFlags) (*creation, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.checkSystemd(); err != nil {
+	if err := a.checkSystemd(id, bundle.Spec); err != nil {
 		return nil, err
 	}
 	if f.preserveFDs > 0 {
@@ -123,16 +126,22 @@ func (a *App) fromBundle(id string, f bundleFlags) (*creation, error) {
 	return c, c.encode()
 }
 
-// systemdDir is there where systemd is the machine's first process (sd_booted(3)).
-const systemdDir = "/run/systemd/system"
-
-// checkSystemd refuses cgroup paths for systemd where it does not run, as runc does.
-func (a *App) checkSystemd() error {
-	if !a.systemd {
+// checkSystemd refuses control groups that are to be systemd's where it does not run, and those of another form, as runc
+// does, and names the one of a container without.
+func (a *App) checkSystemd(id string, spec *specs.Spec) error {
+	switch {
+	case !a.systemd:
 		return nil
+	case !hostcgroup.Booted():
+		return errors.New("--systemd-cgroup: systemd does not run on this host (configure the engine for cgroupfs)")
+	case spec.Linux == nil:
+		spec.Linux = &specs.Linux{}
 	}
-	if _, err := os.Stat(systemdDir); err != nil {
-		return fmt.Errorf("--systemd-cgroup: systemd does not run on this host (configure the engine for cgroupfs): %w", err)
+	if spec.Linux.CgroupsPath == "" {
+		spec.Linux.CgroupsPath = ":husk:" + id
+	}
+	if err := hostcgroup.CheckScope(spec.Linux.CgroupsPath); err != nil {
+		return fmt.Errorf("--systemd-cgroup: %w", err)
 	}
 	return nil
 }
@@ -252,6 +261,7 @@ func (c *creation) request(token string, pid int, terminal bool) *controlv1.Crea
 	request := &controlv1.CreateRequest{
 		Id: c.id, Bundle: c.bundle.Dir, Spec: c.spec, Image: c.image, Stdio: stdio, Start: c.start,
 		HostPid: uint32(pid), AutoRemove: c.autoRemove, CallerPid: uint32(os.Getpid()),
+		Engine: c.engine,
 	}
 	if c.userNetwork {
 		request.UserNetwork = &controlv1.UserNetwork{Publish: c.publish}

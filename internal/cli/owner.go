@@ -95,6 +95,7 @@ func (a *App) box(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	options.OutOfMemory = func(id string, e sandbox.Engine) { tellOutOfMemory(id, e, log) }
 	return sandbox.New(options), nil
 }
 

@@ -255,6 +255,9 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 		ID: r.Id, Dir: dir, Bundle: r.Bundle, Spec: r.Spec, Stdio: stdio, Start: r.Start, HostPID: int(r.HostPid),
 		AutoRemove: r.AutoRemove,
 	}
+	if e := r.Engine; e != nil {
+		request.Engine = sandbox.Engine{OOMFiles: e.OomFiles, Events: e.Events, Namespace: e.Namespace}
+	}
 	if r.CallerPid != 0 {
 		request.MountNS = fmt.Sprintf("/proc/%d/ns/mnt", r.CallerPid)
 	}

@@ -3,6 +3,7 @@
 package hostcgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,6 +22,7 @@ type hierarchy struct {
 	dir     string // where its root is mounted
 	unified bool
 	cpuset  bool   // a version 1 hierarchy with the controller cpuset
+	bare    bool   // counts nothing: the ones that systemd finds processes by, where controllers are elsewhere
 	own     string // this process' group, a path below dir
 }
 
@@ -28,12 +30,16 @@ type hierarchy struct {
 type Group struct {
 	path        string
 	hierarchies []hierarchy
+	scope       scope // of systemd's that it is; empty for none
 }
 
-// Usable tells whether name is a path that Join takes, as the cgroupfs drivers of engines write it. Those that go to
-// systemd (slice:prefix:name) are not. Relative paths start at the root of each hierarchy too.
+// Usable tells whether name is a path that Join takes, as engines write it: one of a file system, where relative ones
+// start at the root of each hierarchy too, or slice:prefix:name where systemd runs, which makes a scope then.
 func Usable(name string) bool {
-	return clean(name) != "/" && !strings.ContainsAny(name, "\x00\n") && (path.IsAbs(name) || strings.Count(name, ":") != 2)
+	if isScope(name) {
+		return CheckScope(name) == nil && Booted()
+	}
+	return clean(name) != "/" && !strings.ContainsAny(name, "\x00\n")
 }
 
 // clean is the path below a hierarchy's mount point that name stands for.
@@ -61,7 +67,36 @@ func place(name string, pids []int) (*Group, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find control groups: %w", err)
 	}
-	return join(name, hierarchies(string(mounts), string(own)), pids)
+	all := hierarchies(string(mounts), string(own))
+	if isScope(name) {
+		return joinScope(name, all, pids)
+	}
+	return join(name, counting(all), pids)
+}
+
+// joinScope has systemd make a scope of processes. It moves them in the hierarchies that are its own; the
+// others of version 1 get a group of the same path.
+func joinScope(name string, all []hierarchy, pids []int) (*Group, error) {
+	s, err := parseScope(name)
+	if err != nil {
+		return nil, err
+	}
+	g := &Group{scope: s}
+	err = withManager(func(ctx context.Context, m *manager) error {
+		g.path = m.path(s)
+		return m.start(ctx, s, pids)
+	})
+	if err != nil {
+		return nil, err
+	}
+	old := slices.DeleteFunc(counting(all), func(h hierarchy) bool { return h.unified })
+	if len(old) > 0 {
+		if _, err := join(g.path, old, pids); err != nil {
+			return nil, err
+		}
+	}
+	g.hierarchies = all
+	return g, nil
 }
 
 func join(name string, all []hierarchy, pids []int) (_ *Group, err error) {
@@ -118,8 +153,11 @@ func (g *Group) Outside(f func() error) error {
 
 // Remove is the function Remove for a group that this process has left.
 func (g *Group) Remove() error {
-	if g == nil {
+	switch {
+	case g == nil:
 		return nil
+	case g.scope != scope{}:
+		return removeScope(g.scope, g.hierarchies)
 	}
 	return remove(g.path, g.hierarchies)
 }
@@ -141,7 +179,35 @@ func Remove(name string) error {
 	if err != nil {
 		return fmt.Errorf("find control groups: %w", err)
 	}
-	return remove(clean(name), hierarchies(string(mounts), ""))
+	all := hierarchies(string(mounts), "")
+	if isScope(name) {
+		s, err := parseScope(name)
+		if err != nil {
+			return err
+		}
+		return removeScope(s, all)
+	}
+	return remove(clean(name), counting(all))
+}
+
+// removeScope has systemd remove a scope that nothing is in any more.
+func removeScope(s scope, all []hierarchy) error {
+	return withManager(func(ctx context.Context, m *manager) error {
+		name := m.path(s)
+		for end := time.Now().Add(dyingWait); ; time.Sleep(dyingCheck) {
+			inside := slices.ContainsFunc(all, func(h hierarchy) bool {
+				procs, err := os.ReadFile(filepath.Join(h.dir, name, "cgroup.procs"))
+				return err == nil && len(procs) > 0
+			})
+			if !inside {
+				break
+			}
+			if time.Now().After(end) { // systemd would end them
+				return fmt.Errorf("remove control group %s: there are processes in it", name)
+			}
+		}
+		return errors.Join(m.stop(ctx, s), remove(name, all))
+	})
 }
 
 func remove(name string, all []hierarchy) error {
@@ -231,8 +297,7 @@ func inherit(parent, dir string) error {
 }
 
 // hierarchies reads /proc/PID/mountinfo and /proc/PID/cgroup (proc(5), cgroups(7)). Mounts that show a part of
-// a hierarchy are left out: a path in them would be another group. So are hierarchies of a hybrid host that
-// count nothing, which are systemd's.
+// a hierarchy are left out: a path in them would be another group. So are hierarchies with names but systemd's.
 func hierarchies(mounts, own string) (found []hierarchy) {
 	seen, hybrid := map[string]bool{}, false
 	for _, line := range strings.Split(mounts, "\n") {
@@ -248,10 +313,11 @@ func hierarchies(mounts, own string) (found []hierarchy) {
 			h.unified = true
 		case "cgroup":
 			h.cpuset = slices.Contains(options, "cpuset")
-			hybrid = true
-			if named(options) {
+			h.bare = slices.Contains(options, systemdHierarchy)
+			if !h.bare && named(options) {
 				continue
 			}
+			hybrid = hybrid || !h.bare
 		default:
 			continue
 		}
@@ -259,11 +325,19 @@ func hierarchies(mounts, own string) (found []hierarchy) {
 		h.own = ownGroup(own, options, h.unified)
 		found = append(found, h)
 	}
-	if hybrid {
-		found = slices.DeleteFunc(found, func(h hierarchy) bool { return h.unified })
+	for i := range found {
+		found[i].bare = found[i].bare || found[i].unified && hybrid
 	}
 	return found
 }
+
+// counting leaves the hierarchies in which groups have controllers.
+func counting(all []hierarchy) []hierarchy {
+	return slices.DeleteFunc(slices.Clone(all), func(h hierarchy) bool { return h.bare })
+}
+
+// systemdHierarchy is the option of the version 1 hierarchy that systemd has for itself.
+const systemdHierarchy = "name=systemd"
 
 // named tells whether a version 1 hierarchy has a name, and so no controllers.
 func named(options []string) bool {
@@ -277,7 +351,7 @@ func ownGroup(own string, options []string, unified bool) string {
 		if len(parts) != 3 {
 			continue
 		}
-		first, _, _ := strings.Cut(parts[1], ",")
+		first, _, _ := strings.Cut(parts[1], ",") // or the name
 		if unified && parts[0] == "0" || !unified && first != "" && slices.Contains(options, first) {
 			return parts[2]
 		}

@@ -30,6 +30,12 @@ func TestHierarchies(t *testing.T) {
 		{dir: "/sys/fs/cgroup/cpuset", cpuset: true, own: "/"},
 		{dir: "/with space", own: "/b"},
 	}
+	if got := counting(hierarchies(mounts, own)); !slices.Equal(got, want) {
+		t.Errorf("found %+v\nwant %+v", got, want)
+	}
+	// systemd's own are those that it finds processes by.
+	want = append(slices.Insert(want, 2, hierarchy{dir: "/systemd", bare: true, own: "/user.slice"}),
+		hierarchy{dir: "/unified", unified: true, bare: true, own: "/x:y"})
 	if got := hierarchies(mounts, own); !slices.Equal(got, want) {
 		t.Errorf("found %+v\nwant %+v", got, want)
 	}

@@ -1,10 +1,12 @@
 package hostcgroup
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strconv"
 )
 
@@ -27,6 +29,9 @@ func (g *Group) Limit(l Limits) error {
 	if g == nil {
 		return nil
 	}
+	if err := g.limitScope(l); err != nil {
+		return err
+	}
 	for name, value := range map[string]string{"cpuset.cpus": l.CPUs, "cpuset.mems": l.Mems} {
 		if err := g.set(setting{name, value}); errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("the host's control groups cannot set %s", name)
@@ -40,6 +45,18 @@ func (g *Group) Limit(l Limits) error {
 		}
 	}
 	return nil
+}
+
+// limitScope tells systemd of the limits of its scope: it writes its own over what it was not told of. Not all limits are its.
+func (g *Group) limitScope(l Limits) error {
+	if (g.scope == scope{}) {
+		return nil
+	}
+	properties, err := l.properties(slices.ContainsFunc(g.hierarchies, func(h hierarchy) bool { return h.unified && !h.bare }))
+	if err != nil || len(properties) == 0 {
+		return err
+	}
+	return withManager(func(ctx context.Context, m *manager) error { return m.set(ctx, g.scope, properties) })
 }
 
 func (l Limits) version1() (all []setting) {
@@ -58,12 +75,16 @@ func (l Limits) version1() (all []setting) {
 	return all
 }
 
+// weight is Shares in version 2's unit: from 2..262144 to 1..10000, as the systems that came with version 2 do it.
+func (l Limits) weight() uint64 {
+	shares := min(max(l.Shares, 2), 262144)
+	return 1 + (shares-2)*9999/262142
+}
+
 // version2 translates; pids.max is the same in both versions, and in version1.
 func (l Limits) version2() (all []setting) {
 	if l.Shares > 0 {
-		// From 2..262144 to 1..10000, as the systems that came with version 2 do it.
-		shares := min(max(l.Shares, 2), 262144)
-		all = append(all, setting{"cpu.weight", strconv.FormatUint(1+(shares-2)*9999/262142, 10)})
+		all = append(all, setting{"cpu.weight", strconv.FormatUint(l.weight(), 10)})
 	}
 	if l.Quota != 0 || l.Period > 0 {
 		value := "max"

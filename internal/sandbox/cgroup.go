@@ -11,7 +11,7 @@ import (
 
 // joinCgroup puts this process, with all that it starts from now on, and the process that stands for the container
 // into the control group that the configuration names. Where that cannot be done the container runs
-// without, as it does for paths that go to systemd: no limit of the container's depends on it.
+// without: no limit of the container's depends on it.
 func (s *Sandbox) joinCgroup(c *container, plan *ocispec.Plan, r CreateRequest) error {
 	if !hostcgroup.Usable(plan.CgroupsPath) {
 		return nil

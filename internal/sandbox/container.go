@@ -35,15 +35,17 @@ type container struct {
 	sandbox *Sandbox
 	dir     *state.Dir
 	init    *process
+	engine  Engine
 
 	mu       sync.Mutex // guards the fields below
 	record   state.Container
 	execs    map[string]*process
 	subs     map[chan Event]struct{}
-	lent     []string // its names in the tree of shares
-	limitMiB int      // of its memory, 0 for none
-	alone    bool     // has a network of its own within the VM, with loopback only
-	warnings []string // what was done otherwise than it was asked for
+	lent     []string  // its names in the tree of shares
+	limitMiB int       // of its memory, 0 for none
+	alone    bool      // has a network of its own within the VM, with loopback only
+	warnings []string  // what was done otherwise than it was asked for
+	told     time.Time // when Options.OutOfMemory was called
 }
 
 // moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").
@@ -149,12 +151,6 @@ func (c *container) subscribe() (events <-chan Event, cancel func()) {
 		defer c.mu.Unlock()
 		delete(c.subs, ch)
 	}
-}
-
-func (c *container) publish(e Event) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.publishLocked(e)
 }
 
 // publishLocked hands e to the subscribers. Preconditions: mu is held.

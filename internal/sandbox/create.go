@@ -39,7 +39,8 @@ type CreateRequest struct {
 	HostPID    int  // the process that stands for the container on the host, 0 for none
 	AutoRemove bool // remove the state directory and the writable disk at the end
 
-	User *UserNetwork // for a Spec without a network namespace; nil: as the configuration says
+	Engine Engine       // of the container; empty for one that looks nowhere
+	User   *UserNetwork // for a Spec without a network namespace; nil: as the configuration says
 }
 
 // Create makes a container: the first call with the VM around it, every later one, also several at once, in that
@@ -207,7 +208,7 @@ func (s *Sandbox) newContainer(r CreateRequest, dir *state.Dir) (*container, err
 		}
 	}
 	c := &container{
-		id: r.ID, sandbox: s, dir: dir, init: newProcess(""), record: record,
+		id: r.ID, sandbox: s, dir: dir, init: newProcess(""), engine: r.Engine, record: record,
 		execs: map[string]*process{}, subs: map[chan Event]struct{}{},
 	}
 	c.mu.Lock()

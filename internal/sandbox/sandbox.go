@@ -52,6 +52,9 @@ type Options struct {
 	BuildTemplate func(memoryMiB, vcpus int) error
 	// Dir is the state directory of the container that the VM is made for, and of the VM itself.
 	Dir *state.Dir
+	// OutOfMemory hears that the guest's kernel killed a process of a container for want of memory, before the end of the
+	// process is told; nil: nobody does. The guest waits for it, and it is called at most once a second for one container.
+	OutOfMemory func(id string, engine Engine)
 	// Keep has the VM outlive its last container, until End.
 	Keep bool
 	Log  *slog.Logger
@@ -231,7 +234,7 @@ func (s *Sandbox) handle(event *agentv1.Event) {
 		}
 	case *agentv1.Event_Oom:
 		if c != nil {
-			c.publish(Event{Kind: OOM, Time: time.Now()})
+			c.outOfMemory()
 		}
 	}
 }

@@ -50,21 +50,28 @@ func newPublisher(address, namespace string, log *slog.Logger) *publisher {
 
 // publish queues an event.
 func (p *publisher) publish(topic string, event proto.Message) {
-	value, err := proto.Marshal(event)
+	e, err := envelope(p.namespace, topic, event)
 	if err != nil {
 		p.log.Error("encode event", "topic", topic, "error", err)
 		return
-	}
-	e := &types.Envelope{
-		Timestamp: timestamppb.Now(), Namespace: p.namespace, Topic: topic,
-		// containerd names types without the prefix that protobuf gives them.
-		Event: &anypb.Any{TypeUrl: typeURL(event), Value: value},
 	}
 	select {
 	case p.queue <- e:
 	default:
 		p.log.Error("too many events wait for containerd, one is lost", "topic", topic)
 	}
+}
+
+func envelope(namespace, topic string, event proto.Message) (*types.Envelope, error) {
+	value, err := proto.Marshal(event)
+	if err != nil {
+		return nil, err
+	}
+	return &types.Envelope{
+		Timestamp: timestamppb.Now(), Namespace: namespace, Topic: topic,
+		// containerd names types without the prefix that protobuf gives them.
+		Event: &anypb.Any{TypeUrl: typeURL(event), Value: value},
+	}, nil
 }
 
 func typeURL(m proto.Message) string { return string(m.ProtoReflect().Descriptor().FullName()) }

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// ttrpcEnv names containerd's socket for events.
-	ttrpcEnv = "TTRPC_ADDRESS"
+	// EventsEnv names containerd's socket for events, in the environment of its shims.
+	EventsEnv = "TTRPC_ADDRESS"
 	// logWait bounds a write to containerd's fifo: without a reader it fills up, and what does not fit is lost.
 	logWait = 100 * time.Millisecond
 	// answerWait bounds the wait for the last answers to be taken.
@@ -49,7 +49,7 @@ func (p Program) serve(a arguments) error {
 	}
 	s := &service{
 		program: p, namespace: a.namespace, id: a.id, log: log, containers: map[string]*container{},
-		socket: listener.Addr().String(), events: newPublisher(os.Getenv(ttrpcEnv), a.namespace, log), end: make(chan struct{}), called: make(chan struct{}),
+		socket: listener.Addr().String(), events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}), called: make(chan struct{}),
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
 		ttrpc.WithUnaryServerInterceptor(s.intercept))

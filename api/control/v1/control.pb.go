@@ -118,6 +118,7 @@ type CreateRequest struct {
 	AutoRemove    bool                   `protobuf:"varint,8,opt,name=auto_remove,json=autoRemove,proto3" json:"auto_remove,omitempty"`    // remove the container's state and disk once it has ended
 	CallerPid     uint32                 `protobuf:"varint,9,opt,name=caller_pid,json=callerPid,proto3" json:"caller_pid,omitempty"`       // the client, whose mount namespace has the files that bundle and spec name
 	UserNetwork   *UserNetwork           `protobuf:"bytes,10,opt,name=user_network,json=userNetwork,proto3" json:"user_network,omitempty"` // for a spec without a network namespace; unset: as the configuration says
+	Engine        *Engine                `protobuf:"bytes,11,opt,name=engine,proto3" json:"engine,omitempty"`                              // that has the container made; unset: none that looks at the host's control groups
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -222,6 +223,74 @@ func (x *CreateRequest) GetUserNetwork() *UserNetwork {
 	return nil
 }
 
+func (x *CreateRequest) GetEngine() *Engine {
+	if x != nil {
+		return x.Engine
+	}
+	return nil
+}
+
+// Engine is how an engine is told what it would see on the host, if the container's processes were there.
+type Engine struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	OomFiles      []string               `protobuf:"bytes,1,rep,name=oom_files,json=oomFiles,proto3" json:"oom_files,omitempty"` // empty files that are made when a process was killed for want of memory
+	Events        string                 `protobuf:"bytes,2,opt,name=events,proto3" json:"events,omitempty"`                     // containerd's socket for the events of shims
+	Namespace     string                 `protobuf:"bytes,3,opt,name=namespace,proto3" json:"namespace,omitempty"`               // containerd's, that the container is in
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Engine) Reset() {
+	*x = Engine{}
+	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Engine) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Engine) ProtoMessage() {}
+
+func (x *Engine) ProtoReflect() protoreflect.Message {
+	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Engine.ProtoReflect.Descriptor instead.
+func (*Engine) Descriptor() ([]byte, []int) {
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Engine) GetOomFiles() []string {
+	if x != nil {
+		return x.OomFiles
+	}
+	return nil
+}
+
+func (x *Engine) GetEvents() string {
+	if x != nil {
+		return x.Events
+	}
+	return ""
+}
+
+func (x *Engine) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
 // UserNetwork asks for user-mode networking.
 type UserNetwork struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -232,7 +301,7 @@ type UserNetwork struct {
 
 func (x *UserNetwork) Reset() {
 	*x = UserNetwork{}
-	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	mi := &file_api_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -244,7 +313,7 @@ func (x *UserNetwork) String() string {
 func (*UserNetwork) ProtoMessage() {}
 
 func (x *UserNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	mi := &file_api_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -257,7 +326,7 @@ func (x *UserNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNetwork.ProtoReflect.Descriptor instead.
 func (*UserNetwork) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *UserNetwork) GetPublish() []string {
@@ -278,7 +347,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_api_control_v1_control_proto_msgTypes[4]
+	mi := &file_api_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -290,7 +359,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[4]
+	mi := &file_api_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -303,7 +372,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Image) GetLayers() []string {
@@ -336,7 +405,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_control_v1_control_proto_msgTypes[5]
+	mi := &file_api_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -348,7 +417,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[5]
+	mi := &file_api_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -361,7 +430,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Stdio) GetToken() string {
@@ -409,7 +478,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[6]
+	mi := &file_api_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -421,7 +490,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[6]
+	mi := &file_api_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -434,7 +503,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *CreateResponse) GetTimeline() []*Phase {
@@ -463,7 +532,7 @@ type Phase struct {
 
 func (x *Phase) Reset() {
 	*x = Phase{}
-	mi := &file_api_control_v1_control_proto_msgTypes[7]
+	mi := &file_api_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -475,7 +544,7 @@ func (x *Phase) String() string {
 func (*Phase) ProtoMessage() {}
 
 func (x *Phase) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[7]
+	mi := &file_api_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -488,7 +557,7 @@ func (x *Phase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Phase.ProtoReflect.Descriptor instead.
 func (*Phase) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Phase) GetName() string {
@@ -523,7 +592,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[8]
+	mi := &file_api_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -535,7 +604,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[8]
+	mi := &file_api_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -548,7 +617,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StateResponse) GetStatus() string {
@@ -582,7 +651,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[9]
+	mi := &file_api_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -594,7 +663,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[9]
+	mi := &file_api_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -607,7 +676,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *WaitRequest) GetId() string {
@@ -636,7 +705,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[10]
+	mi := &file_api_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -648,7 +717,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[10]
+	mi := &file_api_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -661,7 +730,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WaitResponse) GetStatus() uint32 {
@@ -704,7 +773,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[11]
+	mi := &file_api_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +785,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[11]
+	mi := &file_api_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +798,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -769,7 +838,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[12]
+	mi := &file_api_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -781,7 +850,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[12]
+	mi := &file_api_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -794,7 +863,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecResponse) GetGuestPid() uint32 {
@@ -816,7 +885,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[13]
+	mi := &file_api_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -828,7 +897,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[13]
+	mi := &file_api_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -841,7 +910,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ShellRequest) GetId() string {
@@ -884,7 +953,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[14]
+	mi := &file_api_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +965,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[14]
+	mi := &file_api_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +978,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -952,7 +1021,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -964,7 +1033,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -977,7 +1046,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1018,7 +1087,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1030,7 +1099,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1043,7 +1112,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1069,7 +1138,7 @@ type Encoded struct {
 
 func (x *Encoded) Reset() {
 	*x = Encoded{}
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1081,7 +1150,7 @@ func (x *Encoded) String() string {
 func (*Encoded) ProtoMessage() {}
 
 func (x *Encoded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1094,7 +1163,7 @@ func (x *Encoded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Encoded.ProtoReflect.Descriptor instead.
 func (*Encoded) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Encoded) GetMessage() []byte {
@@ -1115,7 +1184,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1196,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1209,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Event) GetId() string {
@@ -1174,7 +1243,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1255,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1268,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1225,7 +1294,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1306,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1319,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteResponse) GetLives() bool {
@@ -1267,7 +1336,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x1capi/control/v1/control.proto\x12\x0fhusk.control.v1\"\a\n" +
 	"\x05Empty\"\"\n" +
 	"\x10ContainerRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xd9\x02\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x8a\x03\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x12\n" +
@@ -1281,7 +1350,12 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\n" +
 	"caller_pid\x18\t \x01(\rR\tcallerPid\x12?\n" +
 	"\fuser_network\x18\n" +
-	" \x01(\v2\x1c.husk.control.v1.UserNetworkR\vuserNetwork\"'\n" +
+	" \x01(\v2\x1c.husk.control.v1.UserNetworkR\vuserNetwork\x12/\n" +
+	"\x06engine\x18\v \x01(\v2\x17.husk.control.v1.EngineR\x06engine\"[\n" +
+	"\x06Engine\x12\x1b\n" +
+	"\toom_files\x18\x01 \x03(\tR\boomFiles\x12\x16\n" +
+	"\x06events\x18\x02 \x01(\tR\x06events\x12\x1c\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"'\n" +
 	"\vUserNetwork\x12\x18\n" +
 	"\apublish\x18\x01 \x03(\tR\apublish\"F\n" +
 	"\x05Image\x12\x16\n" +
@@ -1377,73 +1451,75 @@ func file_api_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_api_control_v1_control_proto_rawDescData
 }
 
-var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_api_control_v1_control_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: husk.control.v1.Empty
 	(*ContainerRequest)(nil), // 1: husk.control.v1.ContainerRequest
 	(*CreateRequest)(nil),    // 2: husk.control.v1.CreateRequest
-	(*UserNetwork)(nil),      // 3: husk.control.v1.UserNetwork
-	(*Image)(nil),            // 4: husk.control.v1.Image
-	(*Stdio)(nil),            // 5: husk.control.v1.Stdio
-	(*CreateResponse)(nil),   // 6: husk.control.v1.CreateResponse
-	(*Phase)(nil),            // 7: husk.control.v1.Phase
-	(*StateResponse)(nil),    // 8: husk.control.v1.StateResponse
-	(*WaitRequest)(nil),      // 9: husk.control.v1.WaitRequest
-	(*WaitResponse)(nil),     // 10: husk.control.v1.WaitResponse
-	(*ExecRequest)(nil),      // 11: husk.control.v1.ExecRequest
-	(*ExecResponse)(nil),     // 12: husk.control.v1.ExecResponse
-	(*ShellRequest)(nil),     // 13: husk.control.v1.ShellRequest
-	(*SignalRequest)(nil),    // 14: husk.control.v1.SignalRequest
-	(*ResizeRequest)(nil),    // 15: husk.control.v1.ResizeRequest
-	(*UpdateRequest)(nil),    // 16: husk.control.v1.UpdateRequest
-	(*Encoded)(nil),          // 17: husk.control.v1.Encoded
-	(*Event)(nil),            // 18: husk.control.v1.Event
-	(*DeleteRequest)(nil),    // 19: husk.control.v1.DeleteRequest
-	(*DeleteResponse)(nil),   // 20: husk.control.v1.DeleteResponse
+	(*Engine)(nil),           // 3: husk.control.v1.Engine
+	(*UserNetwork)(nil),      // 4: husk.control.v1.UserNetwork
+	(*Image)(nil),            // 5: husk.control.v1.Image
+	(*Stdio)(nil),            // 6: husk.control.v1.Stdio
+	(*CreateResponse)(nil),   // 7: husk.control.v1.CreateResponse
+	(*Phase)(nil),            // 8: husk.control.v1.Phase
+	(*StateResponse)(nil),    // 9: husk.control.v1.StateResponse
+	(*WaitRequest)(nil),      // 10: husk.control.v1.WaitRequest
+	(*WaitResponse)(nil),     // 11: husk.control.v1.WaitResponse
+	(*ExecRequest)(nil),      // 12: husk.control.v1.ExecRequest
+	(*ExecResponse)(nil),     // 13: husk.control.v1.ExecResponse
+	(*ShellRequest)(nil),     // 14: husk.control.v1.ShellRequest
+	(*SignalRequest)(nil),    // 15: husk.control.v1.SignalRequest
+	(*ResizeRequest)(nil),    // 16: husk.control.v1.ResizeRequest
+	(*UpdateRequest)(nil),    // 17: husk.control.v1.UpdateRequest
+	(*Encoded)(nil),          // 18: husk.control.v1.Encoded
+	(*Event)(nil),            // 19: husk.control.v1.Event
+	(*DeleteRequest)(nil),    // 20: husk.control.v1.DeleteRequest
+	(*DeleteResponse)(nil),   // 21: husk.control.v1.DeleteResponse
 }
 var file_api_control_v1_control_proto_depIdxs = []int32{
-	4,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
-	5,  // 1: husk.control.v1.CreateRequest.stdio:type_name -> husk.control.v1.Stdio
-	3,  // 2: husk.control.v1.CreateRequest.user_network:type_name -> husk.control.v1.UserNetwork
-	7,  // 3: husk.control.v1.CreateResponse.timeline:type_name -> husk.control.v1.Phase
-	7,  // 4: husk.control.v1.WaitResponse.timeline:type_name -> husk.control.v1.Phase
-	5,  // 5: husk.control.v1.ExecRequest.stdio:type_name -> husk.control.v1.Stdio
-	5,  // 6: husk.control.v1.ShellRequest.stdio:type_name -> husk.control.v1.Stdio
-	2,  // 7: husk.control.v1.Control.Create:input_type -> husk.control.v1.CreateRequest
-	1,  // 8: husk.control.v1.Control.Start:input_type -> husk.control.v1.ContainerRequest
-	1,  // 9: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
-	9,  // 10: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
-	11, // 11: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
-	14, // 12: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
-	15, // 13: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
-	1,  // 14: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
-	1,  // 15: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
-	16, // 16: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
-	1,  // 17: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
-	1,  // 18: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
-	1,  // 19: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
-	13, // 20: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
-	19, // 21: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
-	6,  // 22: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
-	0,  // 23: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
-	8,  // 24: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
-	10, // 25: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
-	12, // 26: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
-	0,  // 27: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
-	0,  // 28: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
-	0,  // 29: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
-	0,  // 30: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
-	0,  // 31: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
-	17, // 32: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
-	17, // 33: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
-	18, // 34: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
-	12, // 35: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
-	20, // 36: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
-	22, // [22:37] is the sub-list for method output_type
-	7,  // [7:22] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	5,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
+	6,  // 1: husk.control.v1.CreateRequest.stdio:type_name -> husk.control.v1.Stdio
+	4,  // 2: husk.control.v1.CreateRequest.user_network:type_name -> husk.control.v1.UserNetwork
+	3,  // 3: husk.control.v1.CreateRequest.engine:type_name -> husk.control.v1.Engine
+	8,  // 4: husk.control.v1.CreateResponse.timeline:type_name -> husk.control.v1.Phase
+	8,  // 5: husk.control.v1.WaitResponse.timeline:type_name -> husk.control.v1.Phase
+	6,  // 6: husk.control.v1.ExecRequest.stdio:type_name -> husk.control.v1.Stdio
+	6,  // 7: husk.control.v1.ShellRequest.stdio:type_name -> husk.control.v1.Stdio
+	2,  // 8: husk.control.v1.Control.Create:input_type -> husk.control.v1.CreateRequest
+	1,  // 9: husk.control.v1.Control.Start:input_type -> husk.control.v1.ContainerRequest
+	1,  // 10: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
+	10, // 11: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
+	12, // 12: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
+	15, // 13: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
+	16, // 14: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
+	1,  // 15: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
+	1,  // 16: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
+	17, // 17: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
+	1,  // 18: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
+	1,  // 19: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
+	1,  // 20: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
+	14, // 21: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
+	20, // 22: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
+	7,  // 23: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
+	0,  // 24: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
+	9,  // 25: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
+	11, // 26: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
+	13, // 27: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
+	0,  // 28: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
+	0,  // 29: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
+	0,  // 30: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
+	0,  // 31: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
+	0,  // 32: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
+	18, // 33: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
+	18, // 34: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
+	19, // 35: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
+	13, // 36: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
+	21, // 37: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
+	23, // [23:38] is the sub-list for method output_type
+	8,  // [8:23] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_api_control_v1_control_proto_init() }
@@ -1457,7 +1533,7 @@ func file_api_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_control_v1_control_proto_rawDesc), len(file_api_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -1,0 +1,30 @@
+package sandbox
+
+import "time"
+
+// Engine is how the engine that had a container made is told what it would see on the host, if the container's processes
+// were there.
+type Engine struct {
+	OOMFiles  []string // empty files that are made when a process was killed for want of memory
+	Events    string   // containerd's socket for the events of shims
+	Namespace string   // containerd's, that the container is in
+}
+
+// oomEvery is how often an engine hears at most that a container had no memory: a guest can say so as often as it likes.
+const oomEvery = time.Second
+
+// outOfMemory takes the news that the guest's kernel killed a process of the container for want of memory.
+func (c *container) outOfMemory() {
+	now, tell := time.Now(), c.sandbox.options.OutOfMemory
+	c.mu.Lock()
+	c.publishLocked(Event{Kind: OOM, Time: now})
+	if now.Sub(c.told) < oomEvery {
+		tell = nil
+	} else {
+		c.told = now
+	}
+	c.mu.Unlock()
+	if tell != nil {
+		tell(c.id, c.engine)
+	}
+}
