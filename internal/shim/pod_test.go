@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -108,6 +109,13 @@ func (g *podGuest) Stats(_ context.Context, r *agentv1.ContainerRequest) (*agent
 	return &agentv1.StatsResponse{Memory: &agentv1.MemoryStats{Usage: uint64(len(r.Id))}}, nil
 }
 
+// asked is what the guest was asked for.
+func (g *podGuest) asked() (*agentv1.PodRequest, []*agentv1.CreateContainerRequest) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.pod, slices.Clone(g.containers)
+}
+
 func (g *podGuest) serve(ctx context.Context, s *channel.Server) error {
 	l, err := s.Listen(agentv1.PortRPC)
 	if err != nil {
@@ -126,16 +134,27 @@ func (g *podGuest) serve(ctx context.Context, s *channel.Server) error {
 // podDriver keeps the machine that it has started.
 type podDriver struct {
 	vmmtest.Fake
+
+	mu   sync.Mutex
 	vm   *vmmtest.FakeVM
 	spec vmm.Spec
 }
 
 func (d *podDriver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 	vm, err := d.Fake.Start(ctx, spec)
+	d.mu.Lock()
+	defer d.mu.Unlock()
 	if err == nil {
 		d.vm, d.spec = vm.(*vmmtest.FakeVM), spec
 	}
 	return vm, err
+}
+
+// started is the machine that runs, and what it was made from.
+func (d *podDriver) started() (*vmmtest.FakeVM, vmm.Spec) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.vm, d.spec
 }
 
 // podShim is a shim that serves over a socket, with a virtual machine that is none.
@@ -290,11 +309,11 @@ func TestPod(t *testing.T) {
 	if started.Pid == 0 || !sys.IsOwnThread(int(started.Pid)) || started.CreatedAt == nil {
 		t.Errorf("the sandbox stands as %v", started)
 	}
-	pod := p.guest.pod
+	pod, containers := p.guest.asked()
 	if pod.GetHostname() != "web-0" || pod.Sysctls["kernel.shm_rmid_forced"] != "1" || pod.Uids[0].Outer != 100000 || pod.Gids[0].Outer != 200000 {
 		t.Errorf("the guest was asked for %v", pod)
 	}
-	if size := p.driver.spec; size.VCPUs != 1 || size.MemoryMiB < 300 || size.MemoryMiB > 300+300/64+1+p.config.OverheadMiB {
+	if _, size := p.driver.started(); size.VCPUs != 1 || size.MemoryMiB < 300 || size.MemoryMiB > 300+300/64+1+p.config.OverheadMiB {
 		t.Errorf("limits of 1 processor and 300 MiB made a machine of %d and %d MiB", size.VCPUs, size.MemoryMiB)
 	}
 	got, err := p.SandboxStatus(t.Context(), &api.SandboxStatusRequest{SandboxID: "pod", Verbose: true})
@@ -310,14 +329,15 @@ func TestPod(t *testing.T) {
 	if m, err := p.SandboxMetrics(t.Context(), &api.SandboxMetricsRequest{SandboxID: "pod"}); err != nil || m.Metrics.ID != "pod" || m.Metrics.Data == nil {
 		t.Errorf("metrics %v, %v", m, err)
 	}
-	if len(p.guest.containers) != 0 {
-		t.Errorf("the sandbox made the containers %v", p.guest.containers)
+	if len(containers) != 0 {
+		t.Errorf("the sandbox made the containers %v", containers)
 	}
 
 	pid := strconv.Itoa(int(started.Pid))
 	p.container(t, "one", pid)
 	p.container(t, "two", pid)
-	one, two := p.guest.containers[0], p.guest.containers[1]
+	_, containers = p.guest.asked()
+	one, two := containers[0], containers[1]
 	if one.Memory[0].Name != two.Memory[0].Name || one.Memory[0].Bytes != 64<<20 {
 		t.Errorf("shared memory of the containers: %v and %v", one.Memory, two.Memory)
 	}
@@ -395,7 +415,8 @@ func TestPodLost(t *testing.T) {
 	p := newPodShim(t)
 	started := p.start(t)
 	p.container(t, "one", strconv.Itoa(int(started.Pid)))
-	p.driver.vm.Crash()
+	vm, _ := p.driver.started()
+	vm.Crash()
 	exit, err := p.WaitSandbox(t.Context(), &api.WaitSandboxRequest{SandboxID: "pod"})
 	if err != nil || exit.ExitStatus != 137 || exit.ExitedAt == nil {
 		t.Errorf("the sandbox exited with %v, %v", exit, err)
