@@ -26,6 +26,13 @@ import (
 // sandboxService is the name of containerd's Sandbox API.
 const sandboxService = "containerd.runtime.sandbox.v1.Sandbox"
 
+// specURL is the type of an OCI configuration in an Any (containerd, typeurl).
+const specURL = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
+// lastAnswerWait is how long a shim goes on that was told to end, so that containerd gets the answer: ttrpc does not wait
+// for one that is on its way.
+const lastAnswerWait = 200 * time.Millisecond
+
 // States of a sandbox, by the CRI's names.
 const (
 	podReady    = "SANDBOX_READY"
@@ -132,7 +139,13 @@ func (s *service) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) 
 	}
 	go s.followPod(box, p)
 	s.settle()
-	return &api.StartSandboxResponse{Pid: uint32(p.stand.ID()), CreatedAt: timestamppb.New(p.created)}, nil
+	spec, err := json.Marshal(p.spec) // which containerd shows its plugins
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration: %w", err)
+	}
+	return &api.StartSandboxResponse{
+		Pid: uint32(p.stand.ID()), CreatedAt: timestamppb.New(p.created), Spec: &anypb.Any{TypeUrl: specURL, Value: spec},
+	}, nil
 }
 
 // startPod makes the pod's virtual machine. When it fails nothing of it is left. Preconditions: making is held.
@@ -177,9 +190,7 @@ func (s *service) followPod(box *sandbox.Sandbox, p *pod) {
 	if err != nil {
 		exit = sandbox.Exit{Status: killed, Time: time.Now(), Reason: err.Error()}
 	}
-	if exit.Reason != "" {
-		s.log.Warn("sandbox ended", "id", p.id, "reason", exit.Reason)
-	}
+	s.log.Info("sandbox ended", "id", p.id, "reason", exit.Reason)
 	p.exit = exit
 	close(p.ended)
 	s.settle()
@@ -314,7 +325,7 @@ func (s *service) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 		s.log.Warn("remove sandbox", "id", p.id, "error", err)
 	}
 	s.unlisten()
-	s.endOnce.Do(func() { close(s.end) })
+	time.AfterFunc(lastAnswerWait, func() { s.endOnce.Do(func() { close(s.end) }) })
 	return &api.ShutdownSandboxResponse{}, nil
 }
 

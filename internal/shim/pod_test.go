@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
@@ -306,7 +307,7 @@ func TestPod(t *testing.T) {
 		t.Errorf("before there is a sandbox its status is %v", err)
 	}
 	started := p.start(t)
-	if started.Pid == 0 || !sys.IsOwnThread(int(started.Pid)) || started.CreatedAt == nil {
+	if started.Pid == 0 || !sys.IsOwnThread(int(started.Pid)) || started.CreatedAt == nil || started.Spec.GetTypeUrl() != specURL {
 		t.Errorf("the sandbox stands as %v", started)
 	}
 	pod, containers := p.guest.asked()
@@ -402,7 +403,7 @@ func (p *podShim) shutdown(t *testing.T) {
 	}
 	select {
 	case <-p.shim.end:
-	default:
+	case <-time.After(time.Minute):
 		t.Error("the shim goes on")
 	}
 }
