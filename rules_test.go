@@ -116,10 +116,10 @@ var layers = []layer{
 	{
 		[]string{"internal/shim"},
 		[]string{
-			"api/agent/v1", "internal/cleanup", "internal/config", "internal/hook", "internal/ocispec", "internal/sandbox",
+			"api/agent/v1", "api/cri/v1", "internal/cleanup", "internal/config", "internal/hook", "internal/ocispec", "internal/sandbox",
 			"internal/state", "internal/sys/...",
 		},
-		"translates containerd's Task API for a sandbox that it owns; what makes one is given to it",
+		"translates containerd's Task and Sandbox APIs for a sandbox that it owns; what makes one is given to it",
 	},
 	{
 		[]string{"internal/seccomp"}, []string{"internal/child"},
@@ -193,8 +193,8 @@ var keepers = []struct {
 	{"golang.org/x/sys/unix", []string{"internal/sys/..."}, "", "one place to review what husk asks of the kernel"},
 	{"unsafe", []string{"..."}, "_unsafe.go", "a reader finds what the compiler does not check by its name"},
 	{
-		"github.com/containerd/containerd", []string{"internal/shim/...", "internal/image", "test/conformance/..."}, "",
-		"containerd is one of husk's front ends, has the code that unpacks layers, and runs a suite",
+		"github.com/containerd/containerd", []string{"internal/shim/...", "internal/image", "test/..."}, "",
+		"containerd is one of husk's front ends, has the code that unpacks layers, runs a suite, and is what a test calls the shim as",
 	},
 	{"github.com/google/go-containerregistry", []string{"internal/image", "test/..."}, "", "images come from one place, and tests make some"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/manpages"}, "", "only the command layer is a command line"},

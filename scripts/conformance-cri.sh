@@ -1,7 +1,8 @@
 #!/bin/bash
 # Runs Kubernetes' suite for container runtimes, critest, with containerd and husk, in namespaces of its own and with images
 # that it makes itself. What fails must be what test/conformance/cri/differences names, and nothing else.
-#   conformance-cri.sh [-o OUTDIR] [-f FOCUS]    OUTDIR keeps what the programs printed, FOCUS chooses specs
+#   conformance-cri.sh [-o OUTDIR] [-f FOCUS] [-s]    OUTDIR keeps what the programs printed, FOCUS chooses specs, -s has
+#                                                     containerd make pods by the Sandbox API
 # critest and containerd come through Go's module proxy, checked against the go.sum files below test/conformance/cri.
 set -euo pipefail
 
@@ -56,12 +57,13 @@ if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/conformance.XXXXXX")
-out=$work/out focus=
-while getopts o:f: flag; do
+out=$work/out focus= sandboxer=podsandbox
+while getopts o:f:s flag; do
 	case $flag in
 	o) out=$(realpath -m "$OPTARG") ;;
 	f) focus=$OPTARG ;;
-	*) sed -n '2,5s/^# *//p' "$0" >&2 && exit 2 ;;
+	s) sandboxer=shim ;;
+	*) sed -n '2,6s/^# *//p' "$0" >&2 && exit 2 ;;
 	esac
 done
 mkdir -p "$out"
@@ -94,7 +96,7 @@ registry=127.0.0.1:5000
 children+=($!)
 timeout 60 sh -c "until grep -q serving '$out/images.log'; do sleep 0.1; done"
 
-"$here/config.sh" "$work" "$registry" >"$work/config.toml"
+"$here/config.sh" "$work" "$registry" "$sandboxer" >"$work/config.toml"
 PATH=$top/build/bin:$HUSK_SUITE/bin:$PATH "$HUSK_SUITE/bin/containerd" --config "$work/config.toml" >"$out/containerd.log" 2>&1 &
 children+=($!)
 timeout 60 sh -c "until '$HUSK_SUITE/bin/ctr' -a '$work/sock' version >/dev/null 2>&1; do sleep 0.1; done"

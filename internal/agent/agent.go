@@ -77,6 +77,7 @@ type Agent struct {
 	// containers by id; nil while one is being made. order lists them by creation. Guarded by mu.
 	containers map[string]*container
 	order      []*container
+	pod        *pod     // guarded by mu; nil where a container is what the others join
 	bundles    int      // guarded by mu; numbers the bundle directories
 	released   []string // guarded by mu: disks that a saved guest has no driver on
 

@@ -274,10 +274,13 @@ func (a *Agent) bundle(config []byte, undo *cleanup.Stack) (string, error) {
 }
 
 // namespace finds the namespace of another container to join. Without an id the host meant the pod's, which
-// its first container holds.
+// its first container holds where no pod was made.
 func (a *Agent) namespace(kind, id string) (string, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if p := a.pod; p != nil && (id == "" || id == p.id) {
+		return a.podNamespace(p, kind)
+	}
 	for _, c := range a.order {
 		if id != "" && c.id != id {
 			continue

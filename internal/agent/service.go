@@ -182,8 +182,14 @@ func (s service) Update(ctx context.Context, r *agentv1.UpdateRequest) (*agentv1
 	return empty, s.agent.runner.Update(ctx, c.id, r.GetResources())
 }
 
-// Stats reads what a container uses.
+// Stats reads what a container uses, or all of the pod's.
 func (s service) Stats(_ context.Context, r *agentv1.ContainerRequest) (*agentv1.StatsResponse, error) {
+	s.agent.mu.Lock()
+	whole := s.agent.pod != nil && s.agent.pod.id == r.GetId()
+	s.agent.mu.Unlock()
+	if whole {
+		return s.agent.group("").Stats()
+	}
 	c, err := s.agent.find(r.GetId())
 	if err != nil {
 		return nil, err

@@ -12,7 +12,7 @@ import (
 )
 
 func (a *App) installCommand() *cobra.Command {
-	var undo bool
+	var undo, sandboxAPI bool
 	var etc string
 	cmd := &cobra.Command{
 		Use: "install ENGINE", Short: "Name husk as a runtime in an engine's configuration",
@@ -22,6 +22,9 @@ func (a *App) installCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			engine, err := install.Find(args[0])
+			if err == nil && sandboxAPI {
+				engine, err = engine.WithSandboxAPI()
+			}
 			if err != nil {
 				return err
 			}
@@ -48,6 +51,7 @@ func (a *App) installCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().BoolVar(&undo, "uninstall", false, "take back what an earlier call has done")
+	cmd.Flags().BoolVar(&sandboxAPI, "sandbox-api", false, "have containerd 2 make pods without a pause container")
 	cmd.Flags().StringVar(&etc, "etc", "/etc", "`DIR` of the configuration")
 	return cmd
 }

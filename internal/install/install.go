@@ -30,7 +30,7 @@ type Engine struct {
 
 // Engines are all that are known.
 var Engines = []Engine{
-	{"containerd", "containerd/config.toml", addContainerd, cutBlock, "restart containerd, and ask for the runtime io.containerd.husk.v2, or in Kubernetes for the handler husk"},
+	{"containerd", "containerd/config.toml", addContainerd(""), cutBlock, "restart containerd, and ask for the runtime io.containerd.husk.v2, or in Kubernetes for the handler husk"},
 	{"crio", "crio/crio.conf.d/50-husk.conf", whole(crioText), gone, "restart CRI-O, and ask for the handler husk"},
 	{"podman", "containers/containers.conf.d/husk.conf", whole(podmanText), gone, "podman --runtime husk run ..."},
 	{"docker", "docker/daemon.json", addDocker, removeDocker, "reload Docker (kill -HUP, or restart it), and docker run --runtime husk ..."},
@@ -130,9 +130,22 @@ var (
 	foreignHusk = regexp.MustCompile(`(?m)^\s*\[plugins\..*\.runtimes\.["']?husk["']?\]`)
 )
 
-// addContainerd appends the runtime's table: tables of TOML may come in any order, and containerd before version 2 would
-// take a table of an imported file for the whole plugin's.
-func addContainerd(old []byte, _ string) ([]byte, error) {
+// WithSandboxAPI is containerd that makes pods by its Sandbox API.
+func (e Engine) WithSandboxAPI() (Engine, error) {
+	if e.Name != "containerd" {
+		return e, fmt.Errorf("%s has no Sandbox API: containerd has", e.Name)
+	}
+	e.add = addContainerd("  sandboxer = \"shim\"\n")
+	return e, nil
+}
+
+// addContainerd makes an add that appends the runtime's table, with more in it where the file is of containerd 2: tables of
+// TOML may come in any order, and containerd before version 2 would take a table of an imported file for the whole plugin's.
+func addContainerd(more string) func(old []byte, path string) ([]byte, error) {
+	return func(old []byte, _ string) ([]byte, error) { return appendRuntime(old, more) }
+}
+
+func appendRuntime(old []byte, more string) ([]byte, error) {
 	old, err := cutBlock(old)
 	if err != nil {
 		return nil, err
@@ -143,11 +156,17 @@ func addContainerd(old []byte, _ string) ([]byte, error) {
 	head := string(old)
 	if len(old) == 0 {
 		head = ownFile + "version = 2\n"
+		if more != "" {
+			head = ownFile + "version = 3\n"
+		}
 	}
 	version := versionLine.FindStringSubmatch(head)
 	table := map[string]string{"2": `plugins."io.containerd.grpc.v1.cri"`, "3": `plugins.'io.containerd.cri.v1.runtime'`}
 	if version == nil || table[version[1]] == "" {
 		return nil, errors.New("its form is not version 2 or 3: migrate it first (containerd config migrate)")
+	}
+	if more != "" && version[1] != "3" {
+		return nil, errors.New("the Sandbox API takes containerd 2, and a file of version 3: migrate it first (containerd config migrate)")
 	}
 	if !strings.HasSuffix(head, "\n") {
 		return nil, errors.New("it does not end with a line end: add one")
@@ -158,7 +177,7 @@ func addContainerd(old []byte, _ string) ([]byte, error) {
 		runc = "[" + table["2"] + ".containerd.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n"
 	}
 	return []byte(head + blockBegin + runc + "[" + table[version[1]] + ".containerd.runtimes.husk]\n" +
-		"  runtime_type = \"io.containerd.husk.v2\"\n  pod_annotations = [\"dev.husk.*\"]\n" + blockEnd), nil
+		"  runtime_type = \"io.containerd.husk.v2\"\n  pod_annotations = [\"dev.husk.*\"]\n" + more + blockEnd), nil
 }
 
 // cutBlock takes out what was added between the two lines.
@@ -172,7 +191,7 @@ func cutBlock(old []byte) ([]byte, error) {
 		return nil, fmt.Errorf("the line %q is missing", strings.TrimSpace(blockEnd))
 	}
 	left := append(bytes.Clone(before), after...)
-	if string(left) == ownFile+"version = 2\n" {
+	if string(left) == ownFile+"version = 2\n" || string(left) == ownFile+"version = 3\n" {
 		return nil, nil
 	}
 	return left, nil

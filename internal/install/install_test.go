@@ -64,6 +64,44 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// TestSandboxAPI has containerd make pods by its Sandbox API, and changes its mind.
+func TestSandboxAPI(t *testing.T) {
+	const line = "  sandboxer = \"shim\"\n"
+	plain, err := Find("containerd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	engine, err := plain.WithSandboxAPI()
+	if err != nil {
+		t.Fatal(err)
+	}
+	etc := t.TempDir()
+	for _, c := range []struct {
+		engine Engine
+		undo   bool
+		want   bool // the line
+	}{{engine, false, true}, {plain, false, false}, {engine, false, true}, {plain, true, false}} {
+		file, _, err := c.engine.Apply(etc, "/opt/husk", c.undo)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := os.ReadFile(file)
+		if c.undo != os.IsNotExist(err) || strings.Contains(string(text), line) != c.want {
+			t.Errorf("%+v: the file is %q, %v", c, text, err)
+		}
+	}
+	if _, err := engine.add([]byte("version = 2\n"), ""); err == nil || !strings.Contains(err.Error(), "version 3") {
+		t.Errorf("a file of containerd 1.6: %v", err)
+	}
+	docker, err := Find("docker")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := docker.WithSandboxAPI(); err == nil {
+		t.Error("Docker was given containerd's Sandbox API")
+	}
+}
+
 // TestRefuses names files that husk install must not touch.
 func TestRefuses(t *testing.T) {
 	for _, c := range []struct{ name, engine, old, want string }{

@@ -65,6 +65,19 @@ func FromSpec(dir string, data []byte) (*Bundle, error) {
 	return &Bundle{Dir: abs, Spec: spec, Warnings: warnings(spec)}, nil
 }
 
+// FromPod is FromSpec for what the containers of a pod share and no container holds: a configuration that has neither
+// process nor root.
+func FromPod(dir string, data []byte) (*Bundle, error) {
+	var spec specs.Spec
+	if err := decode(data, &spec); err != nil {
+		return nil, err
+	}
+	if err := check(&spec, podChecks); err != nil {
+		return nil, err
+	}
+	return &Bundle{Dir: dir, Spec: &spec, Warnings: warnings(&spec)}, nil
+}
+
 // ResolveRoot finds the root directory, which is relative to the bundle, and fills Rootfs.
 func (b *Bundle) ResolveRoot() error {
 	if b.Spec.Root == nil || b.Spec.Root.Path == "" {
@@ -98,7 +111,7 @@ func Parse(data []byte) (*specs.Spec, error) {
 	if err := decode(data, &spec); err != nil {
 		return nil, err
 	}
-	if err := check(&spec); err != nil {
+	if err := check(&spec, checks); err != nil {
 		return nil, err
 	}
 	return &spec, nil

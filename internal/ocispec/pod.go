@@ -65,6 +65,15 @@ func SandboxResources(spec *specs.Spec) *specs.LinuxResources {
 	return &own
 }
 
+// NoteSandbox notes in annotations, as engines do, that they are of a container that holds the namespaces of a pod, and the
+// pod's limits: microseconds of processors in a period, and bytes of memory, each 0 for none.
+func NoteSandbox(annotations map[string]string, quota, period, memory int64) {
+	annotations[criType] = sandboxOfAPod
+	annotations[criCPUQuota] = strconv.FormatInt(quota, 10)
+	annotations[criCPUPeriod] = strconv.FormatInt(period, 10)
+	annotations[criMemory] = strconv.FormatInt(memory, 10)
+}
+
 // hostNamespace is the path of a namespace of a process on the host, with its pid (proc_pid_ns(5)).
 var hostNamespace = regexp.MustCompile(`^/proc/([1-9][0-9]{0,9})/ns/[a-z]+$`)
 

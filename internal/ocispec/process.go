@@ -155,6 +155,9 @@ func addCapabilities(base *specs.LinuxCapabilities, names []string) (*specs.Linu
 
 // cleanProcess removes what the guest has no part for.
 func cleanProcess(p *specs.Process) {
+	if p == nil { // a pod's
+		return
+	}
 	p.ApparmorProfile, p.SelinuxLabel = "", ""
 	if p.Capabilities == nil {
 		return

@@ -34,6 +34,7 @@ type container struct {
 	id      string
 	sandbox *Sandbox
 	dir     *state.Dir
+	bare    bool // it stands for a pod, and has no process
 	init    *process
 	engine  Engine
 

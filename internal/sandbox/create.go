@@ -30,6 +30,9 @@ type CreateRequest struct {
 	MountNS string
 	Stdio   Stdio
 	Start   bool
+	// Pod asks for the VM of a pod without a container in it: Spec, which has neither process nor root, says what its
+	// containers will share. By ID it is known as a container that runs for as long as the VM does.
+	Pod bool
 
 	// Layers are the EROFS files of an image, the lowest first; without them the bundle's root is used.
 	Layers []string
@@ -157,8 +160,13 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if err != nil {
 		return err
 	}
-	taken = true
-	if err := s.createInGuest(ctx, c, plan, root, r, filter()); err != nil {
+	if r.Pod {
+		err = s.makePod(ctx, c, plan)
+	} else {
+		taken = true
+		err = s.createInGuest(ctx, c, plan, root, r, filter())
+	}
+	if err != nil {
 		return err
 	}
 	if err := s.limitCgroup(hostLimits(plan)); err != nil {
@@ -208,7 +216,7 @@ func (s *Sandbox) newContainer(r CreateRequest, dir *state.Dir) (*container, err
 		}
 	}
 	c := &container{
-		id: r.ID, sandbox: s, dir: dir, init: newProcess(""), engine: r.Engine, record: record,
+		id: r.ID, sandbox: s, dir: dir, bare: r.Pod, init: newProcess(""), engine: r.Engine, record: record,
 		execs: map[string]*process{}, subs: map[chan Event]struct{}{},
 	}
 	c.mu.Lock()
@@ -231,17 +239,12 @@ func (s *Sandbox) add(c *container) error {
 // plan checks the configuration and decides what the guest gets.
 func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
 	defer s.timing.begin("plan")()
-	bundle, err := ocispec.FromSpec(r.Bundle, r.Spec)
+	bundle, err := bundleOf(r)
 	if err != nil {
 		return nil, ocispec.Size{}, err
 	}
 	if s.config, err = s.options.Config.Annotated(bundle.Spec.Annotations); err != nil {
 		return nil, ocispec.Size{}, err
-	}
-	if len(r.Layers) == 0 {
-		if err := bundle.ResolveRoot(); err != nil {
-			return nil, ocispec.Size{}, err
-		}
 	}
 	plan, err := ocispec.MakePlan(bundle, s.planOptions(r.ID))
 	if err != nil {

@@ -252,7 +252,7 @@ func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
-	if !s.outlives(c) {
+	if c.bare || !s.outlives(c) {
 		s.End(deleted)
 		return nil
 	}

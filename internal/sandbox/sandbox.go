@@ -226,7 +226,7 @@ func (s *Sandbox) handle(event *agentv1.Event) {
 	switch e := event.Event.(type) {
 	case *agentv1.Event_Exit:
 		p := shell
-		if c != nil {
+		if c != nil && !c.bare {
 			p = c.process(event.Exec)
 		}
 		if p != nil { // nil: a guest that names what we never made

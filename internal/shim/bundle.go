@@ -20,6 +20,7 @@ import (
 const (
 	noteFile    = "husk.json"   // where the container's state is, see note
 	optionsFile = "husk.toml"   // a configuration that came as text
+	runtimeFile = "options"     // the runtime's options for a sandbox, see saveOptions
 	addressFile = "address"     // where the shim is found by containerd 1.6
 	logFile     = "log"         // containerd's fifo
 	configFile  = "config.json" // the container's configuration

@@ -109,6 +109,11 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 	if c.spec, err = ocispec.Parse(data); err != nil {
 		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
 	}
+	s.mu.Lock()
+	if s.pod != nil {
+		completeSpec(c.spec, s.pod.bundle)
+	}
+	s.mu.Unlock()
 	if err := c.mountRoot(r.Rootfs); err != nil {
 		return nil, err
 	}

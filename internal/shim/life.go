@@ -59,21 +59,30 @@ func (s *service) createFirst(ctx context.Context, host *Host, c *container, req
 	s.making.Lock()
 	defer s.making.Unlock()
 	s.mu.Lock()
-	box := s.box
+	box, pod := s.box, s.pod
 	s.mu.Unlock()
 	if box != nil {
 		return box, nil
 	}
+	if pod != nil {
+		request.Stdio.Close()
+		return nil, status.Errorf(codes.FailedPrecondition, "sandbox %q does not run", pod.id)
+	}
+	return nil, s.makeBox(ctx, host, c, request)
+}
+
+// makeBox makes the sandbox with its first container, or with none for a pod. Preconditions: making is held.
+func (s *service) makeBox(ctx context.Context, host *Host, c *container, request sandbox.CreateRequest) error {
 	box, err := host.Sandbox(c.dir, ocispec.IsSandbox(c.spec), s.log)
 	if err != nil {
 		request.Stdio.Close()
-		return nil, err
+		return err
 	}
 	forwarded := forwardFor(box, c, s.log)
 	if err := box.Create(ctx, request); err != nil {
 		(<-forwarded).close()
 		<-box.Done()
-		return nil, errors.Join(err, box.Remove())
+		return errors.Join(err, box.Remove())
 	}
 	c.first = true
 	s.mu.Lock()
@@ -83,7 +92,7 @@ func (s *service) createFirst(ctx context.Context, host *Host, c *container, req
 	if s.stopControl, err = host.Serve(box, c.dir, s.log); err != nil {
 		s.log.Warn("husk's verbs do not reach the container", "id", c.id, "error", err)
 	}
-	return nil, nil
+	return nil
 }
 
 // joinControl lets husk's verbs reach a further container.
@@ -213,7 +222,7 @@ func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *containe
 	s.making.Lock()
 	defer s.making.Unlock()
 	s.mu.Lock()
-	known, last := s.containers[c.id] == c, len(s.containers) == 1
+	known, last := s.containers[c.id] == c, len(s.containers) == 1 && s.pod == nil
 	s.mu.Unlock()
 	if !known { // another Delete was faster
 		return status.Errorf(codes.NotFound, "container %q not found", c.id)
@@ -255,7 +264,7 @@ func (s *service) endAll(reason string) {
 	s.making.Lock()
 	defer s.making.Unlock()
 	s.mu.Lock()
-	box := s.box
+	box, pod := s.box, s.pod
 	var all []*container
 	for _, c := range s.containers {
 		if c.init != nil {
@@ -266,7 +275,13 @@ func (s *service) endAll(reason string) {
 	if box == nil {
 		return
 	}
-	if err := s.endBox(box, reason); err != nil {
+	var err error
+	if pod != nil {
+		err = s.stopPod(pod, reason)
+	} else {
+		err = s.endBox(box, reason)
+	}
+	if err != nil {
 		s.log.Warn("free sandbox", "error", err)
 	}
 	for _, c := range all {

@@ -57,6 +57,7 @@ func (p Program) serve(a arguments) error {
 		return fmt.Errorf("make task server: %w", err)
 	}
 	s.register(server)
+	s.registerSandbox(server)
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(context.Background(), listener) }()
 
@@ -173,7 +174,7 @@ func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, in
 // Shutdown ends the shim once it has no container any more, or at once when that is asked for.
 func (s *service) Shutdown(_ context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
 	s.mu.Lock()
-	idle := len(s.containers) == 0
+	idle := len(s.containers) == 0 && s.pod == nil // whose end is ShutdownSandbox
 	s.mu.Unlock()
 	if !idle && !r.Now {
 		return &emptypb.Empty{}, nil // it serves others of the pod

@@ -19,16 +19,14 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
-	"husk.dev/husk/internal/sys"
 )
 
-// service is containerd's Task API for the containers of one sandbox.
+// service is containerd's Task API for the containers of one sandbox, and its Sandbox API for the sandbox.
 type service struct {
 	program       Program
 	namespace, id string
@@ -48,7 +46,8 @@ type service struct {
 
 	mu         sync.Mutex // guards the fields below
 	host       *Host
-	box        *sandbox.Sandbox      // nil before the first container and after the last one
+	pod        *pod                  // what the Sandbox API made; nil where containers make the sandbox
+	box        *sandbox.Sandbox      // nil before the first container, or the pod, and after the last one
 	containers map[string]*container // by containerd's id
 }
 
@@ -373,20 +372,8 @@ func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 	if c.init.stopped() {
 		return nil, status.Errorf(codes.NotFound, "container %q has stopped", r.ID)
 	}
-	stats, err := box.Stats(ctx, c.name)
-	if err != nil {
-		return nil, err
-	}
-	unified, err := sys.UnifiedCgroups()
-	if err != nil {
-		return nil, err
-	}
-	m := metrics(stats, unified)
-	data, err := proto.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encode statistics: %w", err)
-	}
-	return &task.StatsResponse{Stats: &anypb.Any{TypeUrl: typeURL(m), Value: data}}, nil
+	data, err := statistics(ctx, box, c.name)
+	return &task.StatsResponse{Stats: data}, err
 }
 
 // Connect implements the Task API.

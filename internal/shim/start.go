@@ -14,8 +14,10 @@ import (
 	"time"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
@@ -45,6 +47,9 @@ func (p Program) start(a arguments) error {
 	}
 	params := parameters(input, a)
 	about, err := annotations(dir)
+	if errors.Is(err, os.ErrNotExist) { // a sandbox's, and not a container's
+		about, err = nil, saveOptions(dir, input, params)
+	}
 	if err != nil {
 		return err
 	}
@@ -73,6 +78,40 @@ func parameters(input []byte, a arguments) *bootstrap.BootstrapParams {
 		return nil
 	}
 	return params
+}
+
+// saveOptions keeps the runtime's options, which come with the start and with the creation of a container, for that of a
+// sandbox.
+func saveOptions(bundle string, input []byte, params *bootstrap.BootstrapParams) error {
+	var options anypb.Any
+	if params == nil {
+		if err := proto.Unmarshal(input, &options); err != nil {
+			return fmt.Errorf("read options: %w", err)
+		}
+	}
+	for _, extension := range params.GetExtensions() {
+		if url := extension.GetValue().GetTypeUrl(); url == typeURL(&runtimeoptions.Options{}) {
+			options.TypeUrl, options.Value = url, extension.Value.Value
+		}
+	}
+	data, err := proto.Marshal(&options)
+	if err != nil {
+		return fmt.Errorf("encode options: %w", err)
+	}
+	return state.WriteFile(filepath.Join(bundle, runtimeFile), data, 0o600)
+}
+
+// savedOptions reads what saveOptions has kept.
+func savedOptions(bundle string) (*anypb.Any, error) {
+	data, err := readFile(filepath.Join(bundle, runtimeFile))
+	if err != nil {
+		return nil, fmt.Errorf("read options: %w", err)
+	}
+	options := &anypb.Any{}
+	if err := proto.Unmarshal(data, options); err != nil {
+		return nil, fmt.Errorf("read options: %w", err)
+	}
+	return options, nil
 }
 
 // answer says where the shim listens in the form that the containerd which asks reads.

@@ -1,6 +1,7 @@
 package sys
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -35,6 +36,39 @@ func enterNetwork(path string, f func() error) error {
 		return fmt.Errorf("enter network namespace %s: %w", path, err)
 	}
 	return f()
+}
+
+// InIPC calls f on a thread of its own in the IPC namespace at path.
+func InIPC(path string, f func() error) error {
+	ns, err := os.Open(path)
+	if err != nil {
+		return fmt.Errorf("enter IPC namespace: %w", err)
+	}
+	defer ns.Close()
+	done := make(chan error, 1)
+	OwnThread(func() {
+		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWIPC); err != nil {
+			done <- fmt.Errorf("enter IPC namespace %s: %w", path, err)
+			return
+		}
+		done <- f()
+	})
+	return <-done
+}
+
+// AsUser calls f with uid as the effective user of the calling thread alone. The goroutine must be locked to it, as f of InIPC is.
+func AsUser(uid int, f func() error) error {
+	become := func(uid int) error {
+		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+			return fmt.Errorf("become user %d: %w", uid, errno)
+		}
+		return nil
+	}
+	before := os.Geteuid()
+	if err := become(uid); err != nil {
+		return err
+	}
+	return errors.Join(f(), become(before))
 }
 
 // SameNetwork tells whether two files are the same network namespace.

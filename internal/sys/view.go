@@ -65,6 +65,11 @@ func EnterNothing() error {
 	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
 		return fmt.Errorf("make mount namespace: %w", err)
 	}
+	return EmptyRoot()
+}
+
+// EmptyRoot gives whoever is in the calling thread's mount namespace an empty root. The namespace must be its own.
+func EmptyRoot() error {
 	if err := PrivateMounts(); err != nil {
 		return err
 	}

@@ -28,7 +28,9 @@ const (
 type engine struct {
 	t   *testing.T
 	dir string
-	pid int // of containerd, in whose namespaces clients run
+	pid int // in whose namespaces containerd and clients run
+	// programs has containerd and ctr; empty: PATH.
+	programs string
 }
 
 // newEngine starts containerd with husk as a runtime of its CRI plugin.
@@ -40,15 +42,7 @@ func newEngine(t *testing.T) *engine {
 		}
 	}
 	e := &engine{t: t, dir: t.TempDir()}
-	for name, text := range map[string]string{"config.toml": e.config(), "cni/10-bridge.conflist": bridgeNetwork} {
-		file := filepath.Join(e.dir, name)
-		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	e.configure(e.config())
 	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec",
 		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
 			"echo 1 > /proc/sys/net/ipv4/ip_forward; exec containerd --config config.toml >log 2>&1")
@@ -66,13 +60,33 @@ func newEngine(t *testing.T) *engine {
 		process.wait()
 	})
 	until(t, "containerd answers", patience, func() bool { return e.ctr("version").code == 0 })
-	for name, command := range map[string]string{criImage: "sh", pauseImage: "sleep\x00100000"} {
-		image := imageOf(t, v1.Config{Cmd: strings.Split(command, "\x00"), Env: []string{"PATH=/bin"}}, busyboxLayer(t))
-		for _, namespace := range []string{"default", "k8s.io"} {
-			e.ok("-n", namespace, "images", "import", dockerArchive(t, name, image))
+	e.loadImages()
+	return e
+}
+
+// configure writes containerd's configuration and that of its networks.
+func (e *engine) configure(text string) {
+	e.t.Helper()
+	for name, text := range map[string]string{"config.toml": text, "cni/10-bridge.conflist": bridgeNetwork} {
+		file := e.file(name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			e.t.Fatal(err)
+		}
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			e.t.Fatal(err)
 		}
 	}
-	return e
+}
+
+// loadImages gives containerd the images of the tests.
+func (e *engine) loadImages() {
+	e.t.Helper()
+	for name, command := range map[string]string{criImage: "sh", pauseImage: "sleep\x00100000"} {
+		image := imageOf(e.t, v1.Config{Cmd: strings.Split(command, "\x00"), Env: []string{"PATH=/bin"}}, busyboxLayer(e.t))
+		for _, namespace := range []string{"default", "k8s.io"} {
+			e.ok("-n", namespace, "images", "import", dockerArchive(e.t, name, image))
+		}
+	}
 }
 
 func (e *engine) config() string {
@@ -122,7 +136,7 @@ func (e *engine) inside(args ...string) *exec.Cmd {
 // ctr runs containerd's client to its end.
 func (e *engine) ctr(args ...string) result {
 	e.t.Helper()
-	return begun(e.t, e.inside(append([]string{"ctr", "-a", e.file("sock")}, args...)...)).wait()
+	return begun(e.t, e.inside(append([]string{filepath.Join(e.programs, "ctr"), "-a", e.file("sock")}, args...)...)).wait()
 }
 
 // ok is ctr, which must exit with 0; it returns what it printed.

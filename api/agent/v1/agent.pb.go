@@ -647,13 +647,152 @@ func (x *Interface) GetNoLinkLocal() bool {
 	return false
 }
 
+// PodRequest is what the containers of a pod share. Their IPC and UTS namespaces are the guest's own, or with a mapping of
+// ids those of a user namespace; their PID namespace is made when the first container asks for it.
+type PodRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`                                                                                     // by which namespaces of containers name it, as that of a container
+	Hostname      string                 `protobuf:"bytes,2,opt,name=hostname,proto3" json:"hostname,omitempty"`                                                                         // at most 64 bytes; empty: the guest's
+	Sysctls       map[string]string      `protobuf:"bytes,3,rep,name=sysctls,proto3" json:"sysctls,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"` // by their names with dots, as sysctl(8) has them
+	Uids          []*IDMapping           `protobuf:"bytes,4,rep,name=uids,proto3" json:"uids,omitempty"`                                                                                 // of the user namespace; none: the pod has none
+	Gids          []*IDMapping           `protobuf:"bytes,5,rep,name=gids,proto3" json:"gids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PodRequest) Reset() {
+	*x = PodRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PodRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PodRequest) ProtoMessage() {}
+
+func (x *PodRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PodRequest.ProtoReflect.Descriptor instead.
+func (*PodRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PodRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PodRequest) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *PodRequest) GetSysctls() map[string]string {
+	if x != nil {
+		return x.Sysctls
+	}
+	return nil
+}
+
+func (x *PodRequest) GetUids() []*IDMapping {
+	if x != nil {
+		return x.Uids
+	}
+	return nil
+}
+
+func (x *PodRequest) GetGids() []*IDMapping {
+	if x != nil {
+		return x.Gids
+	}
+	return nil
+}
+
+// IDMapping is a line of uid_map or gid_map (user_namespaces(7)).
+type IDMapping struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Inner         uint32                 `protobuf:"varint,1,opt,name=inner,proto3" json:"inner,omitempty"`
+	Outer         uint32                 `protobuf:"varint,2,opt,name=outer,proto3" json:"outer,omitempty"`
+	Length        uint32                 `protobuf:"varint,3,opt,name=length,proto3" json:"length,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IDMapping) Reset() {
+	*x = IDMapping{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IDMapping) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IDMapping) ProtoMessage() {}
+
+func (x *IDMapping) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IDMapping.ProtoReflect.Descriptor instead.
+func (*IDMapping) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *IDMapping) GetInner() uint32 {
+	if x != nil {
+		return x.Inner
+	}
+	return 0
+}
+
+func (x *IDMapping) GetOuter() uint32 {
+	if x != nil {
+		return x.Outer
+	}
+	return 0
+}
+
+func (x *IDMapping) GetLength() uint32 {
+	if x != nil {
+		return x.Length
+	}
+	return 0
+}
+
 type CreateContainerRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
 	// The OCI configuration (config.json), at most 4 MiB with the rest of the message. Sources of bind
 	// mounts are paths of the guest already. root.path is ignored: rootfs says where the root is. A pid, ipc,
-	// uts or user namespace with the path "husk:ID" is that of the guest's container ID; any other path stands
-	// for that of the first container, if one lives. A network namespace with a path is the guest's own; one
+	// uts or user namespace with the path "husk:ID" is that of the guest's container or pod ID; any other path stands
+	// for that of the pod, or else of the first container, if one lives. A network namespace with a path is the guest's own; one
 	// without is new, with loopback only.
 	Spec   []byte  `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
 	Rootfs *Rootfs `protobuf:"bytes,3,opt,name=rootfs,proto3" json:"rootfs,omitempty"`
@@ -673,7 +812,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -685,7 +824,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[9]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -698,7 +837,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{9}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CreateContainerRequest) GetId() string {
@@ -768,7 +907,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +919,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +932,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Memory) GetName() string {
@@ -819,7 +958,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +970,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +983,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -869,7 +1008,7 @@ type Rootfs struct {
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +1020,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +1033,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -932,7 +1071,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1083,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1096,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Disk) GetSerial() string {
@@ -1016,7 +1155,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1167,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1180,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -1095,7 +1234,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1246,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1259,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -1142,7 +1281,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1293,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1306,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1207,7 +1346,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1358,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1371,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1255,7 +1394,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1406,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1419,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -1321,7 +1460,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1472,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1485,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ConnectRequest) GetPort() uint32 {
@@ -1375,7 +1514,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1526,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1539,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1443,7 +1582,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1594,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1607,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1509,7 +1648,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1660,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1673,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1564,7 +1703,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1715,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1728,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1635,7 +1774,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1786,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1799,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1722,7 +1861,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1873,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1886,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1809,7 +1948,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1960,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1973,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1866,7 +2005,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +2017,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +2030,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1945,7 +2084,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2096,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2109,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1995,7 +2134,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2146,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2159,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2087,7 +2226,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2238,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2251,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Event) GetContainer() string {
@@ -2180,7 +2319,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2331,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2344,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2230,7 +2369,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2381,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2394,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2310,7 +2449,21 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06no_arp\x18\b \x01(\bR\x05noArp\x12\x19\n" +
 	"\bipv6_off\x18\t \x01(\bR\aipv6Off\x12\"\n" +
 	"\rno_link_local\x18\n" +
-	" \x01(\bR\vnoLinkLocal\"\x9b\x02\n" +
+	" \x01(\bR\vnoLinkLocal\"\x92\x02\n" +
+	"\n" +
+	"PodRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\bhostname\x18\x02 \x01(\tR\bhostname\x12@\n" +
+	"\asysctls\x18\x03 \x03(\v2&.husk.agent.v1.PodRequest.SysctlsEntryR\asysctls\x12,\n" +
+	"\x04uids\x18\x04 \x03(\v2\x18.husk.agent.v1.IDMappingR\x04uids\x12,\n" +
+	"\x04gids\x18\x05 \x03(\v2\x18.husk.agent.v1.IDMappingR\x04gids\x1a:\n" +
+	"\fSysctlsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\tIDMapping\x12\x14\n" +
+	"\x05inner\x18\x01 \x01(\rR\x05inner\x12\x14\n" +
+	"\x05outer\x18\x02 \x01(\rR\x05outer\x12\x16\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\x9b\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2433,8 +2586,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM2\xc8\n" +
-	"\n" +
+	"\x03OOM2\x84\v\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -2454,7 +2606,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x12>\n" +
 	"\aConnect\x12\x1d.husk.agent.v1.ConnectRequest\x1a\x14.husk.agent.v1.Empty\x12H\n" +
-	"\fForwardNames\x12\".husk.agent.v1.ForwardNamesRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
+	"\fForwardNames\x12\".husk.agent.v1.ForwardNamesRequest\x1a\x14.husk.agent.v1.Empty\x12:\n" +
+	"\aMakePod\x12\x19.husk.agent.v1.PodRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Rest\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
 
@@ -2470,7 +2623,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2481,95 +2634,103 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*SetNetworkRequest)(nil),       // 6: husk.agent.v1.SetNetworkRequest
 	(*Sysctl)(nil),                  // 7: husk.agent.v1.Sysctl
 	(*Interface)(nil),               // 8: husk.agent.v1.Interface
-	(*CreateContainerRequest)(nil),  // 9: husk.agent.v1.CreateContainerRequest
-	(*Memory)(nil),                  // 10: husk.agent.v1.Memory
-	(*CreateContainerResponse)(nil), // 11: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 12: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 13: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 14: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 15: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 16: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 17: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 18: husk.agent.v1.ShellRequest
-	(*ConnectRequest)(nil),          // 19: husk.agent.v1.ConnectRequest
-	(*SignalRequest)(nil),           // 20: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 21: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 22: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 23: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 24: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 25: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 26: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 27: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 28: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 29: husk.agent.v1.Process
-	(*Event)(nil),                   // 30: husk.agent.v1.Event
-	(*Exit)(nil),                    // 31: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 32: husk.agent.v1.OOM
-	nil,                             // 33: husk.agent.v1.MemoryStats.StatEntry
+	(*PodRequest)(nil),              // 9: husk.agent.v1.PodRequest
+	(*IDMapping)(nil),               // 10: husk.agent.v1.IDMapping
+	(*CreateContainerRequest)(nil),  // 11: husk.agent.v1.CreateContainerRequest
+	(*Memory)(nil),                  // 12: husk.agent.v1.Memory
+	(*CreateContainerResponse)(nil), // 13: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 14: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 15: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 16: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 17: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 18: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 19: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 20: husk.agent.v1.ShellRequest
+	(*ConnectRequest)(nil),          // 21: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 22: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 23: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 24: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 25: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 26: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 27: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 28: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 29: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 30: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 31: husk.agent.v1.Process
+	(*Event)(nil),                   // 32: husk.agent.v1.Event
+	(*Exit)(nil),                    // 33: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 34: husk.agent.v1.OOM
+	nil,                             // 35: husk.agent.v1.PodRequest.SysctlsEntry
+	nil,                             // 36: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
 	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	12, // 2: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	14, // 3: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	10, // 4: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
-	13, // 5: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	13, // 6: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	14, // 7: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	14, // 8: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	24, // 9: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	25, // 10: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	26, // 11: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	27, // 12: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	33, // 13: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	29, // 14: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	31, // 15: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	32, // 16: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 17: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 18: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	9,  // 19: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	15, // 20: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	15, // 21: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	16, // 22: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	20, // 23: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	21, // 24: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	15, // 25: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	15, // 26: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	22, // 27: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	15, // 28: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	15, // 29: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 30: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	18, // 31: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 32: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	19, // 33: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 34: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	0,  // 35: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 36: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 37: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 38: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	11, // 39: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 40: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 41: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	17, // 42: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 43: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 44: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 45: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 46: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 47: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	23, // 48: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	28, // 49: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	30, // 50: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	17, // 51: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 52: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 53: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 54: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 55: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 56: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	37, // [37:57] is the sub-list for method output_type
-	17, // [17:37] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	35, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
+	10, // 3: husk.agent.v1.PodRequest.uids:type_name -> husk.agent.v1.IDMapping
+	10, // 4: husk.agent.v1.PodRequest.gids:type_name -> husk.agent.v1.IDMapping
+	14, // 5: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	16, // 6: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	12, // 7: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
+	15, // 8: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	15, // 9: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	16, // 10: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	16, // 11: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	26, // 12: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	27, // 13: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	28, // 14: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	29, // 15: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	36, // 16: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	31, // 17: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	33, // 18: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	34, // 19: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	1,  // 20: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 21: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	11, // 22: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	17, // 23: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	17, // 24: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	18, // 25: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	22, // 26: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	23, // 27: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	17, // 28: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	17, // 29: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	24, // 30: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	17, // 31: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	17, // 32: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 33: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	20, // 34: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 35: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	21, // 36: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 37: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	9,  // 38: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
+	0,  // 39: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 40: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 41: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 42: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	13, // 43: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 44: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 45: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	19, // 46: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 47: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 48: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 49: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 50: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 51: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	25, // 52: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	30, // 53: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	32, // 54: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	19, // 55: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 56: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 57: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 58: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 59: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
+	0,  // 60: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 61: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	41, // [41:62] is the sub-list for method output_type
+	20, // [20:41] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2577,8 +2738,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[13].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[30].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[32].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2588,7 +2749,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ type AgentService interface {
 	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
+	MakePod(context.Context, *PodRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -165,6 +166,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.ForwardNames(ctx, &req)
 			},
+			"MakePod": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PodRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.MakePod(ctx, &req)
+			},
 			"Rest": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
 				if err := unmarshal(&req); err != nil {
@@ -215,6 +223,7 @@ type AgentClient interface {
 	SetNetwork(context.Context, *SetNetworkRequest) (*Empty, error)
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
+	MakePod(context.Context, *PodRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -389,6 +398,14 @@ func (c *agentClient) Connect(ctx context.Context, req *ConnectRequest) (*Empty,
 func (c *agentClient) ForwardNames(ctx context.Context, req *ForwardNamesRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "ForwardNames", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) MakePod(ctx context.Context, req *PodRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "MakePod", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -29,6 +29,7 @@ const variable = "HUSK_AGENTTEST_CGROUP"
 const sharesVariable = "HUSK_AGENTTEST_SHARES"
 
 func init() {
+	agent.Hold()
 	if group := os.Getenv(variable); group != "" {
 		err := serve(group)
 		fmt.Fprintln(os.Stderr, "agenttest:", err)

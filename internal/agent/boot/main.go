@@ -39,6 +39,7 @@ func (c Cmdline) Value(key, value string) string {
 
 // Main is PID 1. It does not return: when the host is gone or something fatal happens the VM ends.
 func Main(version string) {
+	agent.Hold()
 	debug.SetGCPercent(gcPercent)
 	debug.SetMemoryLimit(memoryLimit)
 	end := func() { powerOff("reboot") }

@@ -1,9 +1,9 @@
 #!/bin/bash
 # Prints the configuration of a containerd that keeps all in DIR and pulls every image from REGISTRY.
-#   config.sh DIR REGISTRY
+#   config.sh DIR REGISTRY SANDBOXER
 set -euo pipefail
 
-dir=$1 registry=$2
+dir=$1 registry=$2 sandboxer=$3
 mkdir -p "$dir/cni"
 cat >"$dir/cni/10-bridge.conflist" <<-CNI
 	{"cniVersion":"1.0.0","name":"pods","plugins":[
@@ -36,4 +36,6 @@ cat <<-TOML
 	[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.husk]
 	  runtime_type = "io.containerd.husk.v2"
 	  pod_annotations = ["dev.husk.*"]
+	  sandboxer = "$sandboxer"
 TOML
+[ "$sandboxer" != shim ] || echo "  disable_pause_image_pull = true"
