@@ -666,7 +666,9 @@ type CreateContainerRequest struct {
 	SeccompFilter []byte `protobuf:"bytes,7,opt,name=seccomp_filter,json=seccompFilter,proto3" json:"seccomp_filter,omitempty"`
 	// File systems in memory to mount at MemoryDir/<name> where they are not mounted yet. They go with the last
 	// container that named them.
-	Memory        []*Memory `protobuf:"bytes,8,rep,name=memory,proto3" json:"memory,omitempty"`
+	Memory []*Memory `protobuf:"bytes,8,rep,name=memory,proto3" json:"memory,omitempty"`
+	// The block devices of spec that are disks of the guest. Others are refused.
+	Devices       []*BlockDevice `protobuf:"bytes,9,rep,name=devices,proto3" json:"devices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -757,6 +759,74 @@ func (x *CreateContainerRequest) GetMemory() []*Memory {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetDevices() []*BlockDevice {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// BlockDevice says which disk spec means by a number.
+type BlockDevice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Major         int64                  `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"` // in spec
+	Minor         int64                  `protobuf:"varint,2,opt,name=minor,proto3" json:"minor,omitempty"`
+	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"` // of the disk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockDevice) Reset() {
+	*x = BlockDevice{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockDevice) ProtoMessage() {}
+
+func (x *BlockDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
+func (*BlockDevice) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *BlockDevice) GetMajor() int64 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *BlockDevice) GetMinor() int64 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *BlockDevice) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
 // Memory is a file system in the guest's memory, which containers share.
 type Memory struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -768,7 +838,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -780,7 +850,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[10]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -793,7 +863,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{10}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Memory) GetName() string {
@@ -819,7 +889,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -831,7 +901,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[11]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -844,7 +914,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{11}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -862,14 +932,16 @@ type Rootfs struct {
 	// Or: read-only file systems, the lowest first, with a writable layer over them.
 	Lower []*Disk `protobuf:"bytes,2,rep,name=lower,proto3" json:"lower,omitempty"`
 	// The writable layer of lower. Unset: guest memory.
-	Upper         *Disk `protobuf:"bytes,3,opt,name=upper,proto3" json:"upper,omitempty"`
+	Upper *Disk `protobuf:"bytes,3,opt,name=upper,proto3" json:"upper,omitempty"`
+	// Or: one file system that is the root itself, with nothing over it.
+	Whole         *Disk `protobuf:"bytes,4,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -881,7 +953,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -894,7 +966,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -918,21 +990,30 @@ func (x *Rootfs) GetUpper() *Disk {
 	return nil
 }
 
+func (x *Rootfs) GetWhole() *Disk {
+	if x != nil {
+		return x.Whole
+	}
+	return nil
+}
+
 // Disk is a block device of the guest, found by what its owner called it.
 type Disk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`         // of a virtio-blk disk, at most 20 bytes
-	Pmem          *uint32                `protobuf:"varint,2,opt,name=pmem,proto3,oneof" json:"pmem,omitempty"`      // or: number of a virtio-pmem device, in the order of plugging
-	Filesystem    string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"` // ext4, erofs
-	Readonly      bool                   `protobuf:"varint,4,opt,name=readonly,proto3" json:"readonly,omitempty"`
-	Dax           bool                   `protobuf:"varint,5,opt,name=dax,proto3" json:"dax,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Serial     string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`         // of a virtio-blk disk, at most 20 bytes
+	Pmem       *uint32                `protobuf:"varint,2,opt,name=pmem,proto3,oneof" json:"pmem,omitempty"`      // or: number of a virtio-pmem device, in the order of plugging
+	Filesystem string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"` // ext4, erofs
+	Readonly   bool                   `protobuf:"varint,4,opt,name=readonly,proto3" json:"readonly,omitempty"`
+	Dax        bool                   `protobuf:"varint,5,opt,name=dax,proto3" json:"dax,omitempty"`
+	// Serials of further disks that hold data of this file system, in the order in which it numbers them (erofs).
+	Data          []string `protobuf:"bytes,6,rep,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -944,7 +1025,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -957,7 +1038,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Disk) GetSerial() string {
@@ -995,6 +1076,13 @@ func (x *Disk) GetDax() bool {
 	return false
 }
 
+func (x *Disk) GetData() []string {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // Stdio names the streams of a process. Each is a connection that the owner made to port IO before the
 // call and opened with its token (8 bytes, big endian). Token 0 is /dev/null. With a terminal, stdout
 // carries its output and stderr is 0.
@@ -1016,7 +1104,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1028,7 +1116,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1041,7 +1129,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -1095,7 +1183,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1107,7 +1195,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1120,7 +1208,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -1142,7 +1230,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1154,7 +1242,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1167,7 +1255,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1207,7 +1295,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1219,7 +1307,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1232,7 +1320,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1255,7 +1343,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1355,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1368,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -1321,7 +1409,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1333,7 +1421,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1346,7 +1434,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ConnectRequest) GetPort() uint32 {
@@ -1375,7 +1463,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1387,7 +1475,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1400,7 +1488,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1443,7 +1531,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1455,7 +1543,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1468,7 +1556,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1509,7 +1597,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1521,7 +1609,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1534,7 +1622,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1564,7 +1652,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1576,7 +1664,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1589,7 +1677,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1635,7 +1723,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1647,7 +1735,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1660,7 +1748,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1722,7 +1810,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1734,7 +1822,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1747,7 +1835,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1809,7 +1897,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1909,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1922,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -1866,7 +1954,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1878,7 +1966,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1891,7 +1979,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -1945,7 +2033,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1957,7 +2045,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1970,7 +2058,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -1995,7 +2083,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2007,7 +2095,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2020,7 +2108,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2087,7 +2175,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2099,7 +2187,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2112,7 +2200,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *Event) GetContainer() string {
@@ -2180,7 +2268,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2192,7 +2280,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2205,7 +2293,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2230,7 +2318,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2242,7 +2330,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2255,7 +2343,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2310,7 +2398,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06no_arp\x18\b \x01(\bR\x05noArp\x12\x19\n" +
 	"\bipv6_off\x18\t \x01(\bR\aipv6Off\x12\"\n" +
 	"\rno_link_local\x18\n" +
-	" \x01(\bR\vnoLinkLocal\"\x9b\x02\n" +
+	" \x01(\bR\vnoLinkLocal\"\xd1\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2319,16 +2407,22 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05stdio\x18\x05 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x14\n" +
 	"\x05start\x18\x06 \x01(\bR\x05start\x12%\n" +
 	"\x0eseccomp_filter\x18\a \x01(\fR\rseccompFilter\x12-\n" +
-	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\"2\n" +
+	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\x124\n" +
+	"\adevices\x18\t \x03(\v2\x1a.husk.agent.v1.BlockDeviceR\adevices\"Q\n" +
+	"\vBlockDevice\x12\x14\n" +
+	"\x05major\x18\x01 \x01(\x03R\x05major\x12\x14\n" +
+	"\x05minor\x18\x02 \x01(\x03R\x05minor\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\"2\n" +
 	"\x06Memory\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"r\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x9d\x01\n" +
 	"\x06Rootfs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12)\n" +
 	"\x05lower\x18\x02 \x03(\v2\x13.husk.agent.v1.DiskR\x05lower\x12)\n" +
-	"\x05upper\x18\x03 \x01(\v2\x13.husk.agent.v1.DiskR\x05upper\"\x8e\x01\n" +
+	"\x05upper\x18\x03 \x01(\v2\x13.husk.agent.v1.DiskR\x05upper\x12)\n" +
+	"\x05whole\x18\x04 \x01(\v2\x13.husk.agent.v1.DiskR\x05whole\"\xa2\x01\n" +
 	"\x04Disk\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x17\n" +
 	"\x04pmem\x18\x02 \x01(\rH\x00R\x04pmem\x88\x01\x01\x12\x1e\n" +
@@ -2336,7 +2430,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"filesystem\x18\x03 \x01(\tR\n" +
 	"filesystem\x12\x1a\n" +
 	"\breadonly\x18\x04 \x01(\bR\breadonly\x12\x10\n" +
-	"\x03dax\x18\x05 \x01(\bR\x03daxB\a\n" +
+	"\x03dax\x18\x05 \x01(\bR\x03dax\x12\x12\n" +
+	"\x04data\x18\x06 \x03(\tR\x04dataB\a\n" +
 	"\x05_pmem\"\x97\x01\n" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\x04R\x05stdin\x12\x16\n" +
@@ -2470,7 +2565,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 34)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2482,94 +2577,97 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Sysctl)(nil),                  // 7: husk.agent.v1.Sysctl
 	(*Interface)(nil),               // 8: husk.agent.v1.Interface
 	(*CreateContainerRequest)(nil),  // 9: husk.agent.v1.CreateContainerRequest
-	(*Memory)(nil),                  // 10: husk.agent.v1.Memory
-	(*CreateContainerResponse)(nil), // 11: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 12: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 13: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 14: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 15: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 16: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 17: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 18: husk.agent.v1.ShellRequest
-	(*ConnectRequest)(nil),          // 19: husk.agent.v1.ConnectRequest
-	(*SignalRequest)(nil),           // 20: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 21: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 22: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 23: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 24: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 25: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 26: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 27: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 28: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 29: husk.agent.v1.Process
-	(*Event)(nil),                   // 30: husk.agent.v1.Event
-	(*Exit)(nil),                    // 31: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 32: husk.agent.v1.OOM
-	nil,                             // 33: husk.agent.v1.MemoryStats.StatEntry
+	(*BlockDevice)(nil),             // 10: husk.agent.v1.BlockDevice
+	(*Memory)(nil),                  // 11: husk.agent.v1.Memory
+	(*CreateContainerResponse)(nil), // 12: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 13: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 14: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 15: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 16: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 17: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 18: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 19: husk.agent.v1.ShellRequest
+	(*ConnectRequest)(nil),          // 20: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 21: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 22: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 23: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 24: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 25: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 26: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 27: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 28: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 29: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 30: husk.agent.v1.Process
+	(*Event)(nil),                   // 31: husk.agent.v1.Event
+	(*Exit)(nil),                    // 32: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 33: husk.agent.v1.OOM
+	nil,                             // 34: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
 	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	12, // 2: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	14, // 3: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	10, // 4: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
-	13, // 5: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	13, // 6: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	14, // 7: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	14, // 8: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	24, // 9: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	25, // 10: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	26, // 11: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	27, // 12: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	33, // 13: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	29, // 14: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	31, // 15: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	32, // 16: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 17: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 18: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	9,  // 19: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	15, // 20: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	15, // 21: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	16, // 22: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	20, // 23: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	21, // 24: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	15, // 25: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	15, // 26: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	22, // 27: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	15, // 28: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	15, // 29: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 30: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	18, // 31: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 32: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	19, // 33: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 34: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	0,  // 35: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 36: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 37: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 38: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	11, // 39: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 40: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 41: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	17, // 42: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 43: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 44: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 45: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 46: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 47: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	23, // 48: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	28, // 49: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	30, // 50: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	17, // 51: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 52: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 53: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 54: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 55: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 56: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	37, // [37:57] is the sub-list for method output_type
-	17, // [17:37] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	13, // 2: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	15, // 3: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	11, // 4: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
+	10, // 5: husk.agent.v1.CreateContainerRequest.devices:type_name -> husk.agent.v1.BlockDevice
+	14, // 6: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	14, // 7: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	14, // 8: husk.agent.v1.Rootfs.whole:type_name -> husk.agent.v1.Disk
+	15, // 9: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	15, // 10: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	25, // 11: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	26, // 12: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	27, // 13: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	28, // 14: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	34, // 15: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	30, // 16: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	32, // 17: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	33, // 18: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	1,  // 19: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 20: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	9,  // 21: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	16, // 22: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	16, // 23: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	17, // 24: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	21, // 25: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	22, // 26: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	16, // 27: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	16, // 28: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	23, // 29: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	16, // 30: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	16, // 31: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 32: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	19, // 33: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 34: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	20, // 35: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 36: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	0,  // 37: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 38: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 39: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 40: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	12, // 41: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 42: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 43: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	18, // 44: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 45: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 46: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 47: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 48: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 49: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	24, // 50: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	29, // 51: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	31, // 52: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	18, // 53: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 54: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 55: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 56: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 57: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 58: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	39, // [39:59] is the sub-list for method output_type
+	19, // [19:39] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2577,8 +2675,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[13].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[30].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[14].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[31].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2588,7 +2686,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   34,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
