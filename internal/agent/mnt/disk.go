@@ -101,6 +101,9 @@ func mountDisk(ctx context.Context, d *agentv1.Disk, dir string, readonly bool) 
 	if !filesystems[d.GetFilesystem()] {
 		return fmt.Errorf("file system %q: %w", d.GetFilesystem(), ErrInvalid)
 	}
+	if len(d.GetData()) > maxLowers || len(d.GetData()) > 0 && d.GetFilesystem() != "erofs" {
+		return fmt.Errorf("disk %q with %d further ones: %w", d.GetSerial(), len(d.GetData()), ErrInvalid)
+	}
 	node, err := findDevice(ctx, d)
 	if err != nil {
 		return err
@@ -112,9 +115,6 @@ func mountDisk(ctx context.Context, d *agentv1.Disk, dir string, readonly bool) 
 	var options []string
 	if d.GetDax() {
 		options = append(options, "dax=always")
-	}
-	if len(d.GetData()) > maxLowers || len(d.GetData()) > 0 && d.GetFilesystem() != "erofs" {
-		return fmt.Errorf("disk %q with %d further ones: %w", d.GetSerial(), len(d.GetData()), ErrInvalid)
 	}
 	for _, serial := range d.GetData() {
 		data, err := findDevice(ctx, &agentv1.Disk{Serial: serial})
