@@ -12,6 +12,8 @@ import (
 const (
 	// portDisks is how many disks one port takes: a device on PCI has eight functions. They come and go together.
 	portDisks = 8
+	// sparePorts are kept from disks, which may be shared in place of being plugged in: network cards and memory may not.
+	sparePorts = 2
 	// unplugDiskWait is how long a guest may take to let go of a port's disks.
 	unplugDiskWait = 15 * time.Second
 )
@@ -61,17 +63,15 @@ func (c *cards) takeDisks(disks []vmm.Disk) (places []diskPlace, err error) {
 			return nil, fmt.Errorf("serial %q is taken by another disk", d.Serial)
 		}
 	}
+	if c.ports != nil && c.empty() < (len(disks)+portDisks-1)/portDisks+sparePorts {
+		return nil, &vmm.UnsupportedError{Driver: name, What: fmt.Sprintf("more disks that are plugged in: %d ports are free", c.empty())}
+	}
 	port := 0
-	var ports []int
 	for i := range disks {
 		if i%portDisks == 0 {
 			if port, err = c.port("disks"); err != nil {
-				for _, p := range ports {
-					c.ports[p] = ""
-				}
-				return nil, err
+				return nil, err // a machine without ports
 			}
-			ports = append(ports, port)
 		}
 		places = append(places, diskPlace{set: c.sets, port: port, function: i % portDisks})
 		c.sets++
@@ -80,6 +80,16 @@ func (c *cards) takeDisks(disks []vmm.Disk) (places []diskPlace, err error) {
 		c.disks[d.Serial] = places[i]
 	}
 	return places, nil
+}
+
+// empty counts the ports that are empty. Preconditions: mu is held.
+func (c *cards) empty() (n int) {
+	for _, in := range c.ports {
+		if in == "" {
+			n++
+		}
+	}
+	return n
 }
 
 // plugDisk plugs one disk in; after an error nothing of it is left.
