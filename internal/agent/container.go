@@ -161,16 +161,7 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	}
 	undo.Add(c.root.Unmount)
 	seccomp := spec.Seccomp(r.GetSpec())
-	filter := r.GetSeccompFilter()
-	if len(filter) == 0 {
-		filter = a.filters.get(seccomp)
-	}
-	config, err := spec.Rewrite(r.GetSpec(), spec.Changes{
-		Root: c.root.Path, Cgroup: filepath.Join(a.config.CgroupParent, c.id),
-		Terminal: streams.Terminal(), Rows: streams.Size().Rows, Columns: streams.Size().Columns,
-		Join: a.namespace, NoDevices: a.config.NoDevices, Filter: filter,
-		SetSysctl: setSysctl,
-	})
+	config, err := a.rewrite(ctx, c, r, streams)
 	if err != nil {
 		return nil, err
 	}
@@ -184,6 +175,24 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	a.filters.put(seccomp, a.runner.Filter(c.id))
 	c.undo, made = undo.Release(), true
 	return c, nil
+}
+
+// rewrite makes the configuration of a container the guest's.
+func (a *Agent) rewrite(ctx context.Context, c *container, r *agentv1.CreateContainerRequest, streams *stdio.IO) ([]byte, error) {
+	filter := r.GetSeccompFilter()
+	if len(filter) == 0 {
+		filter = a.filters.get(spec.Seccomp(r.GetSpec()))
+	}
+	disks, err := blockDevices(ctx, r.GetDevices())
+	if err != nil {
+		return nil, err
+	}
+	return spec.Rewrite(r.GetSpec(), spec.Changes{
+		Root: c.root.Path, Cgroup: filepath.Join(a.config.CgroupParent, c.id),
+		Terminal: streams.Terminal(), Rows: streams.Size().Rows, Columns: streams.Size().Columns,
+		Join: a.namespace, NoDevices: a.config.NoDevices, Filter: filter,
+		SetSysctl: setSysctl, Disks: disks,
+	})
 }
 
 // run has the container runner make the container, and watches over it.

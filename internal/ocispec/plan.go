@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -34,6 +35,8 @@ type Plan struct {
 	Shares []SharedPath
 	// Memory are file systems that the guest has in its memory.
 	Memory []SharedMemory
+	// Blocks are the host's block devices that the guest gets as disks, one for each number.
+	Blocks []BlockDevice
 	// Root is the share that holds the root directory; nil where the bundle's root was not resolved.
 	Root *SharedPath
 	// Network says where the guest's network comes from.
@@ -223,7 +226,7 @@ func (p *Plan) planDevices() error {
 		case d.Type == "p":
 		case noDevice(d): // a node that opens nothing, which the guest sees to
 		case d.Type == "b":
-			return fmt.Errorf("linux.devices: the block device %s (%d:%d) is not supported yet", d.Path, d.Major, d.Minor)
+			p.planBlock(d)
 		case d.Type != "c" && d.Type != "u":
 			return fmt.Errorf("linux.devices: %s has the unknown type %q", d.Path, d.Type)
 		case guestDevice(d.Major, d.Minor) == "":
@@ -234,6 +237,37 @@ func (p *Plan) planDevices() error {
 		}
 	}
 	return nil
+}
+
+// BlockDevice is a block device of the host, as a configuration names it.
+type BlockDevice struct {
+	Path         string // in the container
+	Major, Minor int64
+	ReadOnly     bool // the container may not write to it
+}
+
+func (p *Plan) planBlock(d specs.LinuxDevice) {
+	if slices.ContainsFunc(p.Blocks, func(b BlockDevice) bool { return b.Major == d.Major && b.Minor == d.Minor }) {
+		return
+	}
+	b := BlockDevice{Path: d.Path, Major: d.Major, Minor: d.Minor, ReadOnly: true}
+	if r := p.Spec.Linux.Resources; r == nil || mayWrite(r.Devices, d.Major, d.Minor) {
+		b.ReadOnly = false
+	}
+	p.Blocks = append(p.Blocks, b)
+}
+
+// mayWrite tells whether rules let a container write to a block device: the last one that is about it decides.
+func mayWrite(rules []specs.LinuxDeviceCgroup, major, minor int64) bool {
+	may := len(rules) == 0
+	is := func(want *int64, number int64) bool { return want == nil || *want == -1 || *want == number }
+	for _, r := range rules {
+		about := r.Type == "" || r.Type == "a" || r.Type == "b"
+		if about && is(r.Major, major) && is(r.Minor, minor) && (r.Access == "" || strings.Contains(r.Access, "w")) {
+			may = r.Allow
+		}
+	}
+	return may
 }
 
 // noDevice tells whether the host has no device of this number, so that there is none to give to the guest.

@@ -158,7 +158,6 @@ func TestPlanDevices(t *testing.T) {
 	if _, err := fmt.Sscanf(filepath.Base(disks[0]), "%d:%d", &major, &minor); err != nil {
 		t.Fatal(err)
 	}
-	disk := fmt.Sprintf("block device /dev/disk (%d:%d) is not supported yet", major, minor)
 	for _, c := range []struct {
 		device specs.LinuxDevice
 		want   string
@@ -166,7 +165,7 @@ func TestPlanDevices(t *testing.T) {
 		{specs.LinuxDevice{Path: "/dev/null", Type: "c", Major: 1, Minor: 3}, ""},
 		{specs.LinuxDevice{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200}, ""},
 		{specs.LinuxDevice{Path: "/dev/pipe", Type: "p"}, ""},
-		{specs.LinuxDevice{Path: "/dev/disk", Type: "b", Major: major, Minor: minor}, disk},
+		{specs.LinuxDevice{Path: "/dev/disk", Type: "b", Major: major, Minor: minor}, ""},
 		{specs.LinuxDevice{Path: "/dev/kmsg", Type: "c", Major: 1, Minor: 11}, "device /dev/kmsg (1:11) is not supported yet"},
 		{specs.LinuxDevice{Path: "/dev/a", Type: "b", Major: 511, Minor: 1 << 19}, ""}, // numbers without devices
 		{specs.LinuxDevice{Path: "/dev/b", Type: "c", Major: 511, Minor: 1 << 19}, ""},
@@ -176,6 +175,48 @@ func TestPlanDevices(t *testing.T) {
 		_, _, err := plan(t, func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{c.device} })
 		if (c.want == "") != (err == nil) || err != nil && !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%+v: %v, want %q", c.device, err, c.want)
+		}
+	}
+}
+
+// TestPlanBlocks: a block device that the host has is one that the guest is given, to read alone where the rules say so.
+func TestPlanBlocks(t *testing.T) {
+	disks, err := filepath.Glob("/sys/dev/block/*")
+	if err != nil || len(disks) == 0 {
+		t.Skip("this machine has no block device")
+	}
+	var major, minor int64
+	if _, err := fmt.Sscanf(filepath.Base(disks[0]), "%d:%d", &major, &minor); err != nil {
+		t.Fatal(err)
+	}
+	other := major + 1
+	all := specs.LinuxDeviceCgroup{Access: "rwm"}
+	rule := func(allow bool, kind string, major *int64, access string) specs.LinuxDeviceCgroup {
+		return specs.LinuxDeviceCgroup{Allow: allow, Type: kind, Major: major, Access: access}
+	}
+	for name, c := range map[string]struct {
+		rules []specs.LinuxDeviceCgroup
+		want  bool
+	}{
+		"no rules":                {nil, false},
+		"all denied":              {[]specs.LinuxDeviceCgroup{all}, true},
+		"read and written":        {[]specs.LinuxDeviceCgroup{all, rule(true, "b", &major, "rwm")}, false},
+		"read alone":              {[]specs.LinuxDeviceCgroup{all, rule(true, "b", &major, "rm")}, true},
+		"another may be":          {[]specs.LinuxDeviceCgroup{all, rule(true, "b", &other, "rwm")}, true},
+		"characters may be":       {[]specs.LinuxDeviceCgroup{all, rule(true, "c", &major, "rwm")}, true},
+		"every one, and then not": {[]specs.LinuxDeviceCgroup{all, rule(true, "b", nil, "rwm"), rule(false, "b", &major, "w")}, true},
+	} {
+		p, _, err := plan(t, func(s *specs.Spec) {
+			device := specs.LinuxDevice{Path: "/dev/disk", Type: "b", Major: major, Minor: minor}
+			s.Linux.Devices = []specs.LinuxDevice{device, device}
+			s.Linux.Resources = &specs.LinuxResources{Devices: c.rules}
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := BlockDevice{Path: "/dev/disk", Major: major, Minor: minor, ReadOnly: c.want}
+		if len(p.Blocks) != 1 || p.Blocks[0] != want {
+			t.Errorf("%s: %+v, want %+v", name, p.Blocks, want)
 		}
 	}
 }

@@ -17,7 +17,7 @@ func bundleOf(r CreateRequest) (*ocispec.Bundle, error) {
 		return ocispec.FromPod(r.Bundle, r.Spec)
 	}
 	bundle, err := ocispec.FromSpec(r.Bundle, r.Spec)
-	if err == nil && len(r.Layers) == 0 {
+	if err == nil && r.ownRoot() {
 		err = bundle.ResolveRoot()
 	}
 	return bundle, err

@@ -42,11 +42,13 @@ type container struct {
 	record   state.Container
 	execs    map[string]*process
 	subs     map[chan Event]struct{}
-	lent     []string  // its names in the tree of shares
-	limitMiB int       // of its memory, 0 for none
-	alone    bool      // has a network of its own within the VM, with loopback only
-	warnings []string  // what was done otherwise than it was asked for
-	told     time.Time // when Options.OutOfMemory was called
+	lent     []string // its names in the tree of shares
+	devices  []*agentv1.BlockDevice
+	detach   []func() error // of disks that were plugged in for it
+	limitMiB int            // of its memory, 0 for none
+	alone    bool           // has a network of its own within the VM, with loopback only
+	warnings []string       // what was done otherwise than it was asked for
+	told     time.Time      // when Options.OutOfMemory was called
 }
 
 // moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").

@@ -14,6 +14,7 @@ import (
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/storage"
 	"husk.dev/husk/internal/sys"
+	"husk.dev/husk/internal/vmm"
 )
 
 // ConsoleLog is the guest's console in the state directory.
@@ -38,6 +39,13 @@ type CreateRequest struct {
 	Layers []string
 	// WritableMiB is the size of the disk over Layers; 0 keeps what is written in guest memory.
 	WritableMiB int
+
+	// Root is a root made of disks, in place of the bundle's; its files stay the caller's. A further container has them
+	// Attached, and what Attach gave is detached when the container is no more.
+	Root     *RootDisks
+	Attached *AttachedRoot
+
+	blocks []vmm.Disk // block devices of the host that the first container is given
 
 	HostPID    int  // the process that stands for the container on the host, 0 for none
 	AutoRemove bool // remove the state directory and the writable disk at the end
@@ -78,6 +86,11 @@ func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
 		go s.containerStopped() // while it was made no end of another could end the VM
 	}
 	return err
+}
+
+// ownRoot tells whether the container's root is the bundle's.
+func (r CreateRequest) ownRoot() bool {
+	return len(r.Layers) == 0 && r.Root == nil && r.Attached == nil
 }
 
 // making is a Create that goes on.
@@ -145,9 +158,10 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	c.warnings, c.limitMiB = plan.Warnings, memoryLimit(plan)
-	c.mu.Unlock()
+	if r.blocks, err = c.planned(plan); err != nil {
+		return err
+	}
+	defer closeDisks(r.blocks)
 	s.mu.Lock()
 	s.pod.first, s.pod.plan, s.pod.size = c, plan, size
 	s.mu.Unlock()
@@ -174,6 +188,18 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	}
 	s.wantTemplate(size)
 	return nil
+}
+
+// planned notes what its plan says of a container, and opens the block devices of the host that it is given.
+func (c *container) planned(plan *ocispec.Plan) ([]vmm.Disk, error) {
+	blocks, devices, err := openBlocks(plan, "block-")
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.devices, c.warnings, c.limitMiB = devices, plan.Warnings, memoryLimit(plan)
+	return blocks, nil
 }
 
 // abandon frees what a failed Create has made.
@@ -291,6 +317,9 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	for _, m := range plan.Memory {
 		request.Memory = append(request.Memory, &agentv1.Memory{Name: m.GuestName, Bytes: m.Bytes})
 	}
+	c.mu.Lock()
+	request.Devices = c.devices
+	c.mu.Unlock()
 	answer, err := s.client().CreateContainer(ctx, request)
 	if err != nil {
 		streams.close()

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -32,6 +33,12 @@ const hangUpWait = 500 * time.Millisecond
 func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
 	defer s.timing.begin("lend files")()
 	root := &agentv1.Rootfs{}
+	if r.Root != nil {
+		var err error
+		if root, err = s.lendRoot(ctx, r.Root, spec); err != nil {
+			return nil, err
+		}
+	}
 	s.lendLayers(r.Layers, root, spec)
 	if len(r.Layers) > 0 && r.WritableMiB > 0 {
 		file, err := s.lendDisk(ctx, c.id, r.WritableMiB)
@@ -40,6 +47,10 @@ func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocis
 		}
 		spec.Disks = append(spec.Disks, vmm.Disk{Serial: upperSerial, Path: file})
 		root.Upper = &agentv1.Disk{Serial: upperSerial, Filesystem: "ext4"}
+	}
+	spec.Disks = append(spec.Disks, r.blocks...)
+	if slices.ContainsFunc(r.blocks, func(d vmm.Disk) bool { return !d.ReadOnly }) {
+		s.writesFiles()
 	}
 	if len(plan.Shares) > 0 || s.options.Keep { // a container that comes later has files too
 		share, err := s.lendShares(ctx, a, c, plan)
@@ -88,8 +99,11 @@ func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string,
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // a dead container's of this id
 		return "", fmt.Errorf("replace old writable disk: %w", err)
 	}
-	return file, disk.Create(ctx, filepath.Join(s.config.DataDir, "blank"), file, sizeMiB)
+	return file, disk.Create(ctx, s.blanks(), file, sizeMiB)
 }
+
+// blanks is where empty file systems are kept that writable disks are copied from.
+func (s *Sandbox) blanks() string { return filepath.Join(s.config.DataDir, "blank") }
 
 // lendShares shows the host's files in the guest through one file service.
 func (s *Sandbox) lendShares(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan) (vmm.Share, error) {

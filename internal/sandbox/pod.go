@@ -31,6 +31,8 @@ type pod struct {
 	tree  *storage.Tree // of shares; nil: the VM sees no files of the host
 	dir   *state.Dir    // where the VM's own files are: Options.Dir, or what it became when first was deleted
 
+	plugs int // number of the last disks that were plugged in
+
 	growing sync.Mutex // held while the VM gets more memory
 	grown   int        // MiB that it has got; guarded by growing
 }
@@ -66,6 +68,7 @@ func (s *Sandbox) join(ctx context.Context, r CreateRequest) error {
 	s.mu.Unlock()
 	if r.Dir == nil || r.Dir.ID() != r.ID || taken {
 		r.Stdio.Close()
+		s.drop(r.Attached)
 		return fmt.Errorf("%w: the sandbox has container %q already, another needs a directory of its own", ErrState, s.options.Dir.ID())
 	}
 	err := s.makeMember(ctx, r)
@@ -85,20 +88,34 @@ func (s *Sandbox) makeMember(ctx context.Context, r CreateRequest) error {
 		}
 	}()
 	c, err := s.newContainer(r, r.Dir)
+	if err == nil {
+		err = s.add(c)
+	}
 	if err != nil {
+		s.drop(r.Attached)
 		return err
 	}
-	if err := s.add(c); err != nil {
-		return err
+	if r.Attached == nil && r.Root != nil { // it was not a further one yet when it was asked for
+		r.Attached, err = s.Attach(ctx, r.Root)
 	}
-	plan, err := s.prepareMember(c, r)
+	if r.Attached != nil {
+		c.detach = append(c.detach, r.Attached.Detach)
+	}
+	var plan *ocispec.Plan
+	if err == nil {
+		plan, err = s.prepareMember(ctx, c, r)
+	}
 	if err != nil {
 		s.free(c)
 		return err
 	}
+	root := &agentv1.Rootfs{Path: rootPath(plan)}
+	if r.Attached != nil {
+		root = r.Attached.root
+	}
 	filter := s.compileFilter(ctx, plan.Spec)
 	taken = true
-	if err := s.createInGuest(ctx, c, plan, &agentv1.Rootfs{Path: rootPath(plan)}, r, filter()); err != nil {
+	if err := s.createInGuest(ctx, c, plan, root, r, filter()); err != nil {
 		s.log.Error("create container", "container", c.id, "error", err)
 		if undone := s.removeFromGuest(c); undone != nil {
 			s.log.Warn("undo container", "container", c.id, "error", undone)
@@ -111,7 +128,7 @@ func (s *Sandbox) makeMember(ctx context.Context, r CreateRequest) error {
 
 // prepareMember plans a further container and lends it what it needs of the host, from the files that its maker sees:
 // engines mount roots where this process does not.
-func (s *Sandbox) prepareMember(c *container, r CreateRequest) (plan *ocispec.Plan, err error) {
+func (s *Sandbox) prepareMember(ctx context.Context, c *container, r CreateRequest) (plan *ocispec.Plan, err error) {
 	defer s.timing.begin("lend files")()
 	if r.MountNS == "" {
 		r.MountNS = "/proc/thread-self/ns/mnt"
@@ -128,7 +145,17 @@ func (s *Sandbox) prepareMember(c *container, r CreateRequest) (plan *ocispec.Pl
 	if err != nil {
 		return nil, err
 	}
+	if err := s.attachBlocks(ctx, c, plan); err != nil {
+		return nil, err
+	}
 	return plan, s.lendMember(c, plan, copies, r)
+}
+
+// drop takes out the disks of a root that no container came to have.
+func (s *Sandbox) drop(root *AttachedRoot) {
+	if err := root.Detach(); err != nil {
+		s.log.Warn("undo the plugging of disks", "error", err)
+	}
 }
 
 // planMember plans a container for a VM that runs: what it has of network and memory is what there is.
@@ -140,8 +167,10 @@ func (s *Sandbox) planMember(c *container, r CreateRequest) (*ocispec.Plan, erro
 	if len(r.Layers) > 0 {
 		return nil, errors.New("an image's layers are disks, and the virtual machine of another container has no place for them")
 	}
-	if err := bundle.ResolveRoot(); err != nil {
-		return nil, err
+	if r.ownRoot() {
+		if err := bundle.ResolveRoot(); err != nil {
+			return nil, err
+		}
 	}
 	plan, err := ocispec.MakePlan(bundle, s.planOptions(r.ID))
 	if err != nil {
@@ -256,7 +285,11 @@ func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
 		s.End(deleted)
 		return nil
 	}
-	if err := s.removeFromGuest(c); err != nil { // a guest that keeps what is to be gone loses its machine
+	err = s.removeFromGuest(c)
+	if err == nil {
+		err = c.unplug()
+	}
+	if err != nil { // a guest that keeps what is to be gone loses its machine
 		s.log.Error("delete container", "container", c.id, "error", err)
 		s.End(err.Error())
 		return nil
@@ -307,6 +340,9 @@ func (s *Sandbox) free(c *container) {
 	c.mu.Unlock()
 	for _, p := range append(running, c.init) {
 		p.lose(exit)
+	}
+	if err := c.unplug(); err != nil {
+		s.log.Warn("free container", "container", c.id, "error", err)
 	}
 	s.mu.Lock()
 	tree, first := s.pod.tree, s.pod.first == c

@@ -2,10 +2,8 @@ package shim
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"runtime/debug"
 	"slices"
@@ -13,9 +11,7 @@ import (
 
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
-	"github.com/containerd/containerd/api/types"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
-	"github.com/containerd/containerd/v2/core/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -114,10 +110,11 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 		completeSpec(c.spec, s.pod.bundle)
 	}
 	s.mu.Unlock()
-	if err := c.mountRoot(r.Rootfs); err != nil {
+	if err := s.takeRoot(ctx, c, r.Rootfs); err != nil {
 		return nil, err
 	}
-	undo.Add(c.unmountRoot)
+	defer c.closeDisks()
+	undo.Add(c.dropRoot)
 	if err := c.standIn(ctx, s.log); err != nil {
 		return nil, err
 	}
@@ -164,38 +161,6 @@ func (s *service) open(options *anypb.Any, bundle string) (host *Host, file stri
 	return host, file, err
 }
 
-// mountRoot mounts the container's root on the bundle, in the shim's own mount namespace.
-func (c *container) mountRoot(mounts []*types.Mount) error {
-	if len(mounts) == 0 {
-		return nil
-	}
-	rootfs := filepath.Join(c.bundle, rootfsDir)
-	if err := os.Mkdir(rootfs, 0o711); err != nil && !errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("make mount point of root: %w", err)
-	}
-	var all []mount.Mount
-	for _, m := range mounts {
-		all = append(all, mount.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
-	}
-	if err := mount.All(all, rootfs); err != nil {
-		_ = mount.UnmountRecursive(rootfs, 0) // the error that led here is the one to tell
-		return fmt.Errorf("mount root: %w", err)
-	}
-	c.rootfs = rootfs
-	return nil
-}
-
-func (c *container) unmountRoot() error {
-	if c.rootfs == "" {
-		return nil
-	}
-	if err := sys.Unmount(c.rootfs); err != nil {
-		return err
-	}
-	c.rootfs = ""
-	return nil
-}
-
 // standIn makes what stands for the container on the host, as cli's stand-in does for engines, and lets the hooks that
 // belong before the container's own code change its network.
 func (c *container) standIn(ctx context.Context, log *slog.Logger) (err error) {
@@ -204,12 +169,17 @@ func (c *container) standIn(ctx context.Context, log *slog.Logger) (err error) {
 		path = "/proc/self/ns/net"
 	}
 	bundle := &ocispec.Bundle{Dir: c.bundle, Spec: c.spec}
-	if err := bundle.ResolveRoot(); err != nil {
-		return err
+	if c.disks == nil {
+		if err := bundle.ResolveRoot(); err != nil {
+			return err
+		}
 	}
 	readOnly := c.spec.Root.Readonly
 	places := ocispec.Places(c.bundle, c.spec)
 	c.stand, err = sys.NewStandIn(path, func() error {
+		if c.disks != nil { // only the guest sees its files
+			return sys.EnterNothing()
+		}
 		err := sys.Enter(bundle.Rootfs, readOnly, places) // which makes the mount points that are missing
 		if err != nil {
 			log.Warn("show the container's files", "id", c.id, "error", err)

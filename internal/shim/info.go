@@ -3,6 +3,7 @@ package shim
 import (
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/containerd/containerd/api/types"
 	"google.golang.org/protobuf/proto"
@@ -13,6 +14,9 @@ import (
 
 // featuresURL is the type of the OCI's features document in an Any (containerd, typeurl).
 const featuresURL = "types.containerd.io/opencontainers/runtime-spec/1/features/Features"
+
+// allowMounts is the annotation by which a runtime says which mounts it makes itself (containerd, core/runtime/v2).
+const allowMounts = "containerd.io/runtime-allow-mounts"
 
 // printInfo tells containerd what the runtime can do. On stdin are the options that it would be given.
 func (p Program) printInfo() error {
@@ -35,6 +39,12 @@ func (p Program) printInfo() error {
 	if err != nil {
 		return fmt.Errorf("encode features: %w", err)
 	}
+	// As containerd 2.2 asks, which does not know the extension of the answer to start.
+	var own []string
+	for _, transform := range ownTransforms {
+		own = append(own, transform+"/*")
+	}
+	info.Annotations = map[string]string{allowMounts: strings.Join(append(own, ownMounts...), ",")}
 	info.Features = &anypb.Any{TypeUrl: featuresURL, Value: features}
 	return p.print(info)
 }

@@ -19,12 +19,16 @@ type container struct {
 	id     string // containerd's
 	name   string // in the sandbox and the state, see stateID
 	bundle string
-	rootfs string // what the shim has mounted, "" for nothing
-	spec   *specs.Spec
-	init   *process
-	stand  *sys.StandIn
-	dir    *state.Dir
-	first  bool // the virtual machine was made for it
+	rootfs string   // what the shim has mounted, "" for nothing
+	staged []string // and below it, in that order
+	// disks are what the root is made of in place of that, attached what was plugged in for it.
+	disks    *sandbox.RootDisks
+	attached *sandbox.AttachedRoot
+	spec     *specs.Spec
+	init     *process
+	stand    *sys.StandIn
+	dir      *state.Dir
+	first    bool // the virtual machine was made for it
 
 	mu    sync.Mutex          // guards the fields below
 	execs map[string]*process // by id

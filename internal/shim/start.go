@@ -14,6 +14,7 @@ import (
 	"time"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
@@ -114,11 +115,22 @@ func savedOptions(bundle string) (*anypb.Any, error) {
 	return options, nil
 }
 
+// What containerd is not to do with a root's mounts before the shim gets them: file systems that guests mount, and what names
+// where those are. File systems that do not exist yet it makes itself (mkfs).
+var (
+	ownMounts     = []string{"erofs"}
+	ownTransforms = []string{"format", "mkdir"}
+)
+
 // answer says where the shim listens in the form that the containerd which asks reads.
 func (p Program) answer(params *bootstrap.BootstrapParams, address string) error {
 	switch {
 	case params != nil:
-		return p.print(&bootstrap.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"})
+		result := &bootstrap.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"}
+		if err := result.AddExtension(&types.MountCapabilities{Types: ownMounts, Transforms: ownTransforms}); err != nil {
+			return fmt.Errorf("tell which mounts are husk's own: %w", err)
+		}
+		return p.print(result)
 	case os.Getenv(jsonEnv) != "":
 		return json.NewEncoder(p.Out).Encode(map[string]any{"version": 2, "address": address, "protocol": "ttrpc"})
 	}

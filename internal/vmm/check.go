@@ -86,9 +86,12 @@ func checkSize(s Spec) error {
 	return nil
 }
 
-func checkDisks(s Spec) error {
+func checkDisks(s Spec) error { return CheckDisks(s.Disks) }
+
+// CheckDisks returns the first thing in a list of disks that no driver takes.
+func CheckDisks(disks []Disk) error {
 	seen := map[string]bool{}
-	for i, d := range s.Disks {
+	for i, d := range disks {
 		if !serialPattern.MatchString(d.Serial) {
 			return fmt.Errorf("disk %d: serial %q: must be 1 to 20 of [a-zA-Z0-9-]", i, d.Serial)
 		}
@@ -96,6 +99,9 @@ func checkDisks(s Spec) error {
 			return fmt.Errorf("disk %d: serial %q is taken by another disk", i, d.Serial)
 		}
 		seen[d.Serial] = true
+		if d.File != nil {
+			continue
+		}
 		if err := checkPath("disk "+d.Serial, d.Path); err != nil {
 			return err
 		}

@@ -94,11 +94,14 @@ type Spec struct {
 	RunDir string
 }
 
-// Disk is a block device backed by a raw image file.
+// Disk is a block device backed by a raw image file, or by a block device of the host.
 type Disk struct {
 	Serial   string // what the guest finds it by: at most 20 of [a-zA-Z0-9-]
 	Path     string // raw image; opened by the caller of Start, who must have the right to
 	ReadOnly bool
+	// File takes the place of Path: the image itself, open for reading, and for writing too unless ReadOnly. It stays the
+	// caller's, who may close it once the monitor has the disk.
+	File *os.File
 	// Pmem asks for virtio-pmem, which the guest maps with DAX, in place of virtio-blk. Its Path must
 	// be a multiple of 2 MiB long. The guest numbers pmem devices in the order of Spec.Disks.
 	Pmem bool
@@ -177,6 +180,17 @@ type NICPlugger interface {
 	// UnplugNIC takes the card with a MAC address away, which the guest is to have let go of. Its tap is gone
 	// when UnplugNIC returns, also where the guest holds on to it, which is an error.
 	UnplugNIC(ctx context.Context, mac net.HardwareAddr) error
+}
+
+// DiskPlugger plugs disks into and out of a running VM. A machine that has no place for them, or none left, gives an error that
+// matches ErrNotSupported.
+type DiskPlugger interface {
+	// PlugDisks adds disks, none of them Pmem, that come and go together. The guest finds them in its own time. After an
+	// error none of them is there.
+	PlugDisks(ctx context.Context, disks []Disk) error
+	// UnplugDisks takes away the disks of one PlugDisks, of which only the serials are looked at. The guest is to have let go of
+	// them; where it holds on, which is an error, they stay.
+	UnplugDisks(ctx context.Context, disks []Disk) error
 }
 
 // MemoryGrower adds RAM to a running VM that has Shares, for as long as it runs. A machine that has no place for it, or

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -55,8 +56,8 @@ func TestBadSpec(t *testing.T) {
 			network(s).Path = newSpace(t, "ip link add br0 type bridge", "ip link add a0 type veth peer name b0", "ip link set a0 master br0").path
 		}, []string{"interface a0 is a port of br0"}},
 		"block device": {func(s *specs.Spec) {
-			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/disk", Type: "b", Major: 7, Minor: 0}}
-		}, []string{"block device", "/dev/disk"}},
+			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/disk", Type: "b", Major: 7, Minor: freeLoop(t)}}
+		}, []string{"block device", "/dev/disk", "no medium"}},
 		"host device": {func(s *specs.Spec) {
 			s.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/odd", Type: "c", Major: 1, Minor: 11}} // kmsg, which every host has
 		}, []string{"device", "/dev/odd"}},
@@ -122,6 +123,23 @@ func blockDevice(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// freeLoop is the minor number of a loop device with nothing behind it.
+func freeLoop(t *testing.T) (minor int64) {
+	t.Helper()
+	all, _ := filepath.Glob("/sys/block/loop*")
+	for _, dir := range all {
+		size, err := os.ReadFile(filepath.Join(dir, "size"))
+		if err != nil || strings.TrimSpace(string(size)) != "0" {
+			continue
+		}
+		if _, err := fmt.Sscanf(filepath.Base(dir), "loop%d", &minor); err == nil {
+			return minor
+		}
+	}
+	t.Skip("this machine has no free loop device")
+	return 0
 }
 
 // TestBadConfigJSON: files that are no configuration.

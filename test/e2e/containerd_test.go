@@ -17,7 +17,7 @@ func TestContainerd(t *testing.T) {
 		name string
 		test func(*engine)
 	}{
-		{"run", ctrRuns}, {"life", ctrLife}, {"killed", ctrKilled}, {"pod", criPod},
+		{"run", ctrRuns}, {"life", ctrLife}, {"killed", ctrKilled}, {"pod", criPod}, {"native", ctrNative}, {"devices", ctrDevices},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			inside := *e

@@ -19,7 +19,7 @@ func TestPodman(t *testing.T) {
 	for _, part := range []struct {
 		name  string
 		lines []line
-	}{{"run", podmanRun}, {"life", podmanLife}, {"network", podmanNetwork}, {"pods", podmanPods}} {
+	}{{"run", podmanRun}, {"life", podmanLife}, {"network", podmanNetwork}, {"pods", podmanPods}, {"devices", podmanDevices}} {
 		t.Run(part.name, func(t *testing.T) {
 			inside := *n
 			inside.t = t
@@ -34,7 +34,7 @@ func TestPodman(t *testing.T) {
 		inside := *n
 		inside.t = t
 		inside.refuses("p run --rm --network host demo true", "host's network")
-		inside.refuses("p run --rm $N --device /dev/loop0 demo true", "/dev/loop0", "not supported")
+		inside.refuses("p run --rm $N --device /dev/loop0 demo true", "/dev/loop0", "no medium")
 		inside.refuses("p run -d --name a $N demo sleep 1000 >/dev/null; p run --rm --pid container:a demo true; c=$?; p rm -f -t 0 a >/dev/null; exit $c", "one network")
 	})
 	expect(t, "containers left", n.run("husk", "p ps -aq").stdout, "")

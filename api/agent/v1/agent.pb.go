@@ -805,7 +805,9 @@ type CreateContainerRequest struct {
 	SeccompFilter []byte `protobuf:"bytes,7,opt,name=seccomp_filter,json=seccompFilter,proto3" json:"seccomp_filter,omitempty"`
 	// File systems in memory to mount at MemoryDir/<name> where they are not mounted yet. They go with the last
 	// container that named them.
-	Memory        []*Memory `protobuf:"bytes,8,rep,name=memory,proto3" json:"memory,omitempty"`
+	Memory []*Memory `protobuf:"bytes,8,rep,name=memory,proto3" json:"memory,omitempty"`
+	// The block devices of spec that are disks of the guest. Others are refused.
+	Devices       []*BlockDevice `protobuf:"bytes,9,rep,name=devices,proto3" json:"devices,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -896,6 +898,74 @@ func (x *CreateContainerRequest) GetMemory() []*Memory {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetDevices() []*BlockDevice {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// BlockDevice says which disk spec means by a number.
+type BlockDevice struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Major         int64                  `protobuf:"varint,1,opt,name=major,proto3" json:"major,omitempty"` // in spec
+	Minor         int64                  `protobuf:"varint,2,opt,name=minor,proto3" json:"minor,omitempty"`
+	Serial        string                 `protobuf:"bytes,3,opt,name=serial,proto3" json:"serial,omitempty"` // of the disk
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlockDevice) Reset() {
+	*x = BlockDevice{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlockDevice) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlockDevice) ProtoMessage() {}
+
+func (x *BlockDevice) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlockDevice.ProtoReflect.Descriptor instead.
+func (*BlockDevice) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *BlockDevice) GetMajor() int64 {
+	if x != nil {
+		return x.Major
+	}
+	return 0
+}
+
+func (x *BlockDevice) GetMinor() int64 {
+	if x != nil {
+		return x.Minor
+	}
+	return 0
+}
+
+func (x *BlockDevice) GetSerial() string {
+	if x != nil {
+		return x.Serial
+	}
+	return ""
+}
+
 // Memory is a file system in the guest's memory, which containers share.
 type Memory struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -907,7 +977,7 @@ type Memory struct {
 
 func (x *Memory) Reset() {
 	*x = Memory{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -919,7 +989,7 @@ func (x *Memory) String() string {
 func (*Memory) ProtoMessage() {}
 
 func (x *Memory) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[12]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -932,7 +1002,7 @@ func (x *Memory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Memory.ProtoReflect.Descriptor instead.
 func (*Memory) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{12}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Memory) GetName() string {
@@ -958,7 +1028,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1040,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[13]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1053,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{13}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateContainerResponse) GetPid() uint32 {
@@ -1001,14 +1071,16 @@ type Rootfs struct {
 	// Or: read-only file systems, the lowest first, with a writable layer over them.
 	Lower []*Disk `protobuf:"bytes,2,rep,name=lower,proto3" json:"lower,omitempty"`
 	// The writable layer of lower. Unset: guest memory.
-	Upper         *Disk `protobuf:"bytes,3,opt,name=upper,proto3" json:"upper,omitempty"`
+	Upper *Disk `protobuf:"bytes,3,opt,name=upper,proto3" json:"upper,omitempty"`
+	// Or: one file system that is the root itself, with nothing over it.
+	Whole         *Disk `protobuf:"bytes,4,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Rootfs) Reset() {
 	*x = Rootfs{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1020,7 +1092,7 @@ func (x *Rootfs) String() string {
 func (*Rootfs) ProtoMessage() {}
 
 func (x *Rootfs) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[14]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1033,7 +1105,7 @@ func (x *Rootfs) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rootfs.ProtoReflect.Descriptor instead.
 func (*Rootfs) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{14}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Rootfs) GetPath() string {
@@ -1057,21 +1129,30 @@ func (x *Rootfs) GetUpper() *Disk {
 	return nil
 }
 
+func (x *Rootfs) GetWhole() *Disk {
+	if x != nil {
+		return x.Whole
+	}
+	return nil
+}
+
 // Disk is a block device of the guest, found by what its owner called it.
 type Disk struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`         // of a virtio-blk disk, at most 20 bytes
-	Pmem          *uint32                `protobuf:"varint,2,opt,name=pmem,proto3,oneof" json:"pmem,omitempty"`      // or: number of a virtio-pmem device, in the order of plugging
-	Filesystem    string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"` // ext4, erofs
-	Readonly      bool                   `protobuf:"varint,4,opt,name=readonly,proto3" json:"readonly,omitempty"`
-	Dax           bool                   `protobuf:"varint,5,opt,name=dax,proto3" json:"dax,omitempty"`
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Serial     string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`         // of a virtio-blk disk, at most 20 bytes
+	Pmem       *uint32                `protobuf:"varint,2,opt,name=pmem,proto3,oneof" json:"pmem,omitempty"`      // or: number of a virtio-pmem device, in the order of plugging
+	Filesystem string                 `protobuf:"bytes,3,opt,name=filesystem,proto3" json:"filesystem,omitempty"` // ext4, erofs
+	Readonly   bool                   `protobuf:"varint,4,opt,name=readonly,proto3" json:"readonly,omitempty"`
+	Dax        bool                   `protobuf:"varint,5,opt,name=dax,proto3" json:"dax,omitempty"`
+	// Serials of further disks that hold data of this file system, in the order in which it numbers them (erofs).
+	Data          []string `protobuf:"bytes,6,rep,name=data,proto3" json:"data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1083,7 +1164,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[15]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1096,7 +1177,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{15}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Disk) GetSerial() string {
@@ -1134,6 +1215,13 @@ func (x *Disk) GetDax() bool {
 	return false
 }
 
+func (x *Disk) GetData() []string {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
 // Stdio names the streams of a process. Each is a connection that the owner made to port IO before the
 // call and opened with its token (8 bytes, big endian). Token 0 is /dev/null. With a terminal, stdout
 // carries its output and stderr is 0.
@@ -1155,7 +1243,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1167,7 +1255,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[16]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1180,7 +1268,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{16}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Stdio) GetStdin() uint64 {
@@ -1234,7 +1322,7 @@ type ContainerRequest struct {
 
 func (x *ContainerRequest) Reset() {
 	*x = ContainerRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1246,7 +1334,7 @@ func (x *ContainerRequest) String() string {
 func (*ContainerRequest) ProtoMessage() {}
 
 func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[17]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1259,7 +1347,7 @@ func (x *ContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContainerRequest.ProtoReflect.Descriptor instead.
 func (*ContainerRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{17}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ContainerRequest) GetId() string {
@@ -1281,7 +1369,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1293,7 +1381,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[18]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1306,7 +1394,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{18}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ExecRequest) GetContainer() string {
@@ -1346,7 +1434,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1358,7 +1446,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[19]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1371,7 +1459,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{19}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ExecResponse) GetPid() uint32 {
@@ -1394,7 +1482,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1406,7 +1494,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[20]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1419,7 +1507,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{20}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ShellRequest) GetExec() string {
@@ -1460,7 +1548,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1472,7 +1560,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[21]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1485,7 +1573,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{21}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ConnectRequest) GetPort() uint32 {
@@ -1514,7 +1602,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1614,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1627,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1582,7 +1670,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1594,7 +1682,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1607,7 +1695,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1648,7 +1736,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1748,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1761,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1703,7 +1791,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1715,7 +1803,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1728,7 +1816,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1774,7 +1862,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1786,7 +1874,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1799,7 +1887,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1861,7 +1949,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1873,7 +1961,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1886,7 +1974,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -1948,7 +2036,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1960,7 +2048,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1973,7 +2061,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2005,7 +2093,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2017,7 +2105,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2030,7 +2118,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -2084,7 +2172,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2096,7 +2184,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2109,7 +2197,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2134,7 +2222,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2234,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2247,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2226,7 +2314,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2238,7 +2326,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2251,7 +2339,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Event) GetContainer() string {
@@ -2319,7 +2407,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2331,7 +2419,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2344,7 +2432,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2369,7 +2457,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2381,7 +2469,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2394,7 +2482,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
@@ -2463,7 +2551,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tIDMapping\x12\x14\n" +
 	"\x05inner\x18\x01 \x01(\rR\x05inner\x12\x14\n" +
 	"\x05outer\x18\x02 \x01(\rR\x05outer\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\rR\x06length\"\x9b\x02\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\xd1\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2472,16 +2560,22 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05stdio\x18\x05 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x14\n" +
 	"\x05start\x18\x06 \x01(\bR\x05start\x12%\n" +
 	"\x0eseccomp_filter\x18\a \x01(\fR\rseccompFilter\x12-\n" +
-	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\"2\n" +
+	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\x124\n" +
+	"\adevices\x18\t \x03(\v2\x1a.husk.agent.v1.BlockDeviceR\adevices\"Q\n" +
+	"\vBlockDevice\x12\x14\n" +
+	"\x05major\x18\x01 \x01(\x03R\x05major\x12\x14\n" +
+	"\x05minor\x18\x02 \x01(\x03R\x05minor\x12\x16\n" +
+	"\x06serial\x18\x03 \x01(\tR\x06serial\"2\n" +
 	"\x06Memory\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05bytes\x18\x02 \x01(\x04R\x05bytes\"+\n" +
 	"\x17CreateContainerResponse\x12\x10\n" +
-	"\x03pid\x18\x01 \x01(\rR\x03pid\"r\n" +
+	"\x03pid\x18\x01 \x01(\rR\x03pid\"\x9d\x01\n" +
 	"\x06Rootfs\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12)\n" +
 	"\x05lower\x18\x02 \x03(\v2\x13.husk.agent.v1.DiskR\x05lower\x12)\n" +
-	"\x05upper\x18\x03 \x01(\v2\x13.husk.agent.v1.DiskR\x05upper\"\x8e\x01\n" +
+	"\x05upper\x18\x03 \x01(\v2\x13.husk.agent.v1.DiskR\x05upper\x12)\n" +
+	"\x05whole\x18\x04 \x01(\v2\x13.husk.agent.v1.DiskR\x05whole\"\xa2\x01\n" +
 	"\x04Disk\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x17\n" +
 	"\x04pmem\x18\x02 \x01(\rH\x00R\x04pmem\x88\x01\x01\x12\x1e\n" +
@@ -2489,7 +2583,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"filesystem\x18\x03 \x01(\tR\n" +
 	"filesystem\x12\x1a\n" +
 	"\breadonly\x18\x04 \x01(\bR\breadonly\x12\x10\n" +
-	"\x03dax\x18\x05 \x01(\bR\x03daxB\a\n" +
+	"\x03dax\x18\x05 \x01(\bR\x03dax\x12\x12\n" +
+	"\x04data\x18\x06 \x03(\tR\x04dataB\a\n" +
 	"\x05_pmem\"\x97\x01\n" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05stdin\x18\x01 \x01(\x04R\x05stdin\x12\x16\n" +
@@ -2623,7 +2718,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2637,100 +2732,103 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*PodRequest)(nil),              // 9: husk.agent.v1.PodRequest
 	(*IDMapping)(nil),               // 10: husk.agent.v1.IDMapping
 	(*CreateContainerRequest)(nil),  // 11: husk.agent.v1.CreateContainerRequest
-	(*Memory)(nil),                  // 12: husk.agent.v1.Memory
-	(*CreateContainerResponse)(nil), // 13: husk.agent.v1.CreateContainerResponse
-	(*Rootfs)(nil),                  // 14: husk.agent.v1.Rootfs
-	(*Disk)(nil),                    // 15: husk.agent.v1.Disk
-	(*Stdio)(nil),                   // 16: husk.agent.v1.Stdio
-	(*ContainerRequest)(nil),        // 17: husk.agent.v1.ContainerRequest
-	(*ExecRequest)(nil),             // 18: husk.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 19: husk.agent.v1.ExecResponse
-	(*ShellRequest)(nil),            // 20: husk.agent.v1.ShellRequest
-	(*ConnectRequest)(nil),          // 21: husk.agent.v1.ConnectRequest
-	(*SignalRequest)(nil),           // 22: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 23: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 24: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 25: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 26: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 27: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 28: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 29: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 30: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 31: husk.agent.v1.Process
-	(*Event)(nil),                   // 32: husk.agent.v1.Event
-	(*Exit)(nil),                    // 33: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 34: husk.agent.v1.OOM
-	nil,                             // 35: husk.agent.v1.PodRequest.SysctlsEntry
-	nil,                             // 36: husk.agent.v1.MemoryStats.StatEntry
+	(*BlockDevice)(nil),             // 12: husk.agent.v1.BlockDevice
+	(*Memory)(nil),                  // 13: husk.agent.v1.Memory
+	(*CreateContainerResponse)(nil), // 14: husk.agent.v1.CreateContainerResponse
+	(*Rootfs)(nil),                  // 15: husk.agent.v1.Rootfs
+	(*Disk)(nil),                    // 16: husk.agent.v1.Disk
+	(*Stdio)(nil),                   // 17: husk.agent.v1.Stdio
+	(*ContainerRequest)(nil),        // 18: husk.agent.v1.ContainerRequest
+	(*ExecRequest)(nil),             // 19: husk.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 20: husk.agent.v1.ExecResponse
+	(*ShellRequest)(nil),            // 21: husk.agent.v1.ShellRequest
+	(*ConnectRequest)(nil),          // 22: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 23: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 24: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 25: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 26: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 27: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 28: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 29: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 30: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 31: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 32: husk.agent.v1.Process
+	(*Event)(nil),                   // 33: husk.agent.v1.Event
+	(*Exit)(nil),                    // 34: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 35: husk.agent.v1.OOM
+	nil,                             // 36: husk.agent.v1.PodRequest.SysctlsEntry
+	nil,                             // 37: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
 	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	35, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
+	36, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
 	10, // 3: husk.agent.v1.PodRequest.uids:type_name -> husk.agent.v1.IDMapping
 	10, // 4: husk.agent.v1.PodRequest.gids:type_name -> husk.agent.v1.IDMapping
-	14, // 5: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
-	16, // 6: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
-	12, // 7: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
-	15, // 8: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
-	15, // 9: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
-	16, // 10: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
-	16, // 11: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	26, // 12: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	27, // 13: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	28, // 14: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	29, // 15: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	36, // 16: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	31, // 17: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	33, // 18: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	34, // 19: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 20: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 21: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	11, // 22: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	17, // 23: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	17, // 24: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	18, // 25: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	22, // 26: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	23, // 27: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	17, // 28: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	17, // 29: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	24, // 30: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	17, // 31: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	17, // 32: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 33: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	20, // 34: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 35: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	21, // 36: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 37: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	9,  // 38: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
-	0,  // 39: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 40: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 41: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 42: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	13, // 43: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 44: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 45: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	19, // 46: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 47: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 48: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 49: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 50: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 51: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	25, // 52: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	30, // 53: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	32, // 54: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	19, // 55: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 56: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 57: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 58: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 59: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
-	0,  // 60: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 61: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	41, // [41:62] is the sub-list for method output_type
-	20, // [20:41] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	15, // 5: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
+	17, // 6: husk.agent.v1.CreateContainerRequest.stdio:type_name -> husk.agent.v1.Stdio
+	13, // 7: husk.agent.v1.CreateContainerRequest.memory:type_name -> husk.agent.v1.Memory
+	12, // 8: husk.agent.v1.CreateContainerRequest.devices:type_name -> husk.agent.v1.BlockDevice
+	16, // 9: husk.agent.v1.Rootfs.lower:type_name -> husk.agent.v1.Disk
+	16, // 10: husk.agent.v1.Rootfs.upper:type_name -> husk.agent.v1.Disk
+	16, // 11: husk.agent.v1.Rootfs.whole:type_name -> husk.agent.v1.Disk
+	17, // 12: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
+	17, // 13: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
+	27, // 14: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	28, // 15: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	29, // 16: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	30, // 17: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	37, // 18: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	32, // 19: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	34, // 20: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	35, // 21: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	1,  // 22: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 23: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	11, // 24: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	18, // 25: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	18, // 26: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	19, // 27: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	23, // 28: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	24, // 29: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	18, // 30: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	18, // 31: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	25, // 32: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	18, // 33: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	18, // 34: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 35: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	21, // 36: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 37: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	22, // 38: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 39: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	9,  // 40: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
+	0,  // 41: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 42: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 43: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 44: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	14, // 45: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 46: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 47: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	20, // 48: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 49: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 50: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 51: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 52: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 53: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	26, // 54: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	31, // 55: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	33, // 56: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	20, // 57: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 58: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 59: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 60: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 61: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
+	0,  // 62: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 63: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	43, // [43:64] is the sub-list for method output_type
+	22, // [22:43] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2738,8 +2836,8 @@ func file_api_agent_v1_agent_proto_init() {
 	if File_api_agent_v1_agent_proto != nil {
 		return
 	}
-	file_api_agent_v1_agent_proto_msgTypes[15].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[32].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{}
+	file_api_agent_v1_agent_proto_msgTypes[33].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 	}
@@ -2749,7 +2847,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   37,
+			NumMessages:   38,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -71,6 +71,19 @@ func findDevice(ctx context.Context, d *agentv1.Disk) (string, error) {
 	}
 }
 
+// BlockNumber returns the device number of the disk with a serial number once it is there.
+func BlockNumber(ctx context.Context, serial string) (uint64, error) {
+	node, err := findDevice(ctx, &agentv1.Disk{Serial: serial})
+	if err != nil {
+		return 0, err
+	}
+	var st syscall.Stat_t
+	if err := syscall.Stat(node, &st); err != nil {
+		return 0, fmt.Errorf("look at disk %s: %w", serial, err)
+	}
+	return st.Rdev, nil
+}
+
 // blockBySerial returns the node of the virtio-blk disk with the serial number, or "".
 func blockBySerial(dir, serial string) string {
 	disks, _ := filepath.Glob(filepath.Join(dir, "vd*")) // fails on bad patterns only
@@ -88,6 +101,9 @@ func mountDisk(ctx context.Context, d *agentv1.Disk, dir string, readonly bool) 
 	if !filesystems[d.GetFilesystem()] {
 		return fmt.Errorf("file system %q: %w", d.GetFilesystem(), ErrInvalid)
 	}
+	if len(d.GetData()) > maxLowers || len(d.GetData()) > 0 && d.GetFilesystem() != "erofs" {
+		return fmt.Errorf("disk %q with %d further ones: %w", d.GetSerial(), len(d.GetData()), ErrInvalid)
+	}
 	node, err := findDevice(ctx, d)
 	if err != nil {
 		return err
@@ -96,11 +112,18 @@ func mountDisk(ctx context.Context, d *agentv1.Disk, dir string, readonly bool) 
 	if readonly {
 		flags |= syscall.MS_RDONLY
 	}
-	options := ""
+	var options []string
 	if d.GetDax() {
-		options = "dax=always"
+		options = append(options, "dax=always")
 	}
-	if err := syscall.Mount(node, dir, d.GetFilesystem(), flags, options); err != nil {
+	for _, serial := range d.GetData() {
+		data, err := findDevice(ctx, &agentv1.Disk{Serial: serial})
+		if err != nil {
+			return err
+		}
+		options = append(options, "device="+data)
+	}
+	if err := syscall.Mount(node, dir, d.GetFilesystem(), flags, strings.Join(options, ",")); err != nil {
 		return fmt.Errorf("mount %s (%s) from %s: %w", node, d.GetSerial(), d.GetFilesystem(), err)
 	}
 	return nil

@@ -96,11 +96,14 @@ func (r *Root) Unmount() error { return r.undo.Clean() }
 
 // Assemble mounts a container's root.
 func (t *Table) Assemble(ctx context.Context, want *agentv1.Rootfs) (*Root, error) {
-	if path := want.GetPath(); path != "" {
-		if len(want.GetLower()) > 0 || want.GetUpper() != nil {
-			return nil, fmt.Errorf("root is both a directory and disks: %w", ErrInvalid)
-		}
+	path, layers := want.GetPath(), len(want.GetLower()) > 0 || want.GetUpper() != nil
+	switch {
+	case path != "" && (layers || want.GetWhole() != nil), want.GetWhole() != nil && layers:
+		return nil, fmt.Errorf("root is more than one of a directory, a disk and layers: %w", ErrInvalid)
+	case path != "":
 		return t.directory(path)
+	case want.GetWhole() != nil:
+		return t.whole(ctx, want.GetWhole())
 	}
 	if n := len(want.GetLower()); n == 0 || n > maxLowers {
 		return nil, fmt.Errorf("root has %d read-only layers, want 1 to %d: %w", n, maxLowers, ErrInvalid)
@@ -123,7 +126,7 @@ func (t *Table) Assemble(ctx context.Context, want *agentv1.Rootfs) (*Root, erro
 	if err != nil {
 		return nil, err
 	}
-	path, err := t.overlay(lowers, upper, &undo)
+	path, err = t.overlay(lowers, upper, &undo)
 	if err != nil {
 		return nil, err
 	}
@@ -148,6 +151,25 @@ func (t *Table) directory(path string) (*Root, error) {
 		return nil, fmt.Errorf("root %s is not a directory: %w", path, ErrInvalid)
 	}
 	return &Root{Path: path, undo: undo.Release()}, nil
+}
+
+// whole mounts a disk that is a root by itself.
+func (t *Table) whole(ctx context.Context, disk *agentv1.Disk) (*Root, error) {
+	var undo cleanup.Stack
+	defer undo.Clean()
+	dir, err := t.newDir(&undo)
+	if err != nil {
+		return nil, err
+	}
+	if err := mountDisk(ctx, disk, dir, disk.GetReadonly()); err != nil {
+		return nil, fmt.Errorf("mount the root: %w", err)
+	}
+	undo.Add(func() error { return unmount(dir) })
+	if !disk.GetReadonly() {
+		t.setWritable(dir, true)
+		undo.Add(func() error { t.setWritable(dir, false); return nil })
+	}
+	return &Root{Path: dir, undo: undo.Release()}, nil
 }
 
 // upper makes the writable layer: a disk, or guest memory. It returns where it is mounted, with the

@@ -18,6 +18,8 @@ type Changes struct {
 	Cgroup        string // linux.cgroupsPath
 	Terminal      bool
 	Rows, Columns uint16
+	// Disks are the guest's numbers of block devices, by those that the configuration has for them.
+	Disks map[Number]Number
 	// NoDevices drops linux.resources.devices, for a test on a machine where BPF programs cannot be loaded.
 	NoDevices bool
 	// Filter is what linux.seccomp compiles to, or empty where the runner is to find out.
@@ -150,7 +152,7 @@ func setLinux(top object, c Changes) error {
 	if err := takeSysctls(linux, kept, c); err != nil {
 		return err
 	}
-	if err := checkDevices(linux); err != nil {
+	if err := setDevices(linux, c.Disks); err != nil {
 		return err
 	}
 	if c.NoDevices {

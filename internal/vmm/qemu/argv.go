@@ -47,8 +47,9 @@ type facts struct {
 }
 
 type diskFact struct {
-	fd   int
-	size int64 // bytes
+	fd     int
+	size   int64 // bytes
+	device bool  // a block device of the host, no regular file
 }
 
 // argv returns QEMU's arguments. It is a pure function. No path is among them: QEMU gets every file
@@ -324,13 +325,7 @@ type blockdevCache struct {
 // flushes is on the disk, where it can write at all.
 func (b *builder) block(i int, d vmm.Disk) {
 	node := fmt.Sprintf("disk%d", i)
-	file := blockdev{Driver: "file", ReadOnly: d.ReadOnly, Filename: fmt.Sprintf("/dev/fdset/%d", i)}
-	raw := blockdev{Driver: "raw", NodeName: node, ReadOnly: d.ReadOnly, Cache: &blockdevCache{NoFlush: d.ReadOnly}}
-	if !d.ReadOnly {
-		raw.Discard, file.Discard = "unmap", "unmap"
-	}
-	raw.File = &file
-	options, err := json.Marshal(raw)
+	options, err := json.Marshal(rawDisk(node, i, d.ReadOnly, b.facts.disks[i].device))
 	if err != nil {
 		panic(err) // a struct of strings and booleans
 	}
@@ -339,6 +334,21 @@ func (b *builder) block(i int, d vmm.Disk) {
 	// The guest hears of errors. Left to itself QEMU stops a VM whose disk the host has no room for, and
 	// the containers in it hang.
 	b.device("virtio-blk", fmt.Sprintf("drive=%s,serial=%s,werror=report", node, d.Serial), true)
+}
+
+// rawDisk is the image of a disk whose file is in QEMU's set of descriptors of that number. device says that it is a block
+// device of the host.
+func rawDisk(node string, set int, readOnly, device bool) blockdev {
+	file := blockdev{Driver: "file", ReadOnly: readOnly, Filename: fmt.Sprintf("/dev/fdset/%d", set)}
+	if device {
+		file.Driver = "host_device"
+	}
+	raw := blockdev{Driver: "raw", NodeName: node, ReadOnly: readOnly, Cache: &blockdevCache{NoFlush: readOnly}}
+	if !readOnly {
+		raw.Discard, file.Discard = "unmap", "unmap"
+	}
+	raw.File = &file
+	return raw
 }
 
 // place adds a virtio-blk device with nothing behind it, for a disk that a saved VM may be continued with.

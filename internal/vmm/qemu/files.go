@@ -128,36 +128,57 @@ func (r *resources) image(s vmm.Spec, what, path string) (int, error) {
 }
 
 func (r *resources) disk(s vmm.Spec, d vmm.Disk) (diskFact, error) {
-	flags, right := os.O_RDWR, os.FileMode(6)
-	if d.ReadOnly {
-		flags, right = os.O_RDONLY, 4
-	}
-	// A pipe must not hold us up before we see that it is one.
-	f, err := os.OpenFile(d.Path, flags|syscall.O_NONBLOCK, 0)
+	f, info, size, err := openDisk(d)
 	if err != nil {
 		return diskFact{}, err
 	}
-	fact := diskFact{fd: r.give(f)}
-	info, err := f.Stat()
-	if err != nil {
-		return diskFact{}, err
-	}
-	if kind := info.Mode().Type(); kind != 0 && kind != os.ModeDevice {
-		return diskFact{}, fmt.Errorf("%s is neither a regular file nor a block device", d.Path)
-	}
-	if fact.size, err = f.Seek(0, io.SeekEnd); err != nil {
-		return diskFact{}, fmt.Errorf("find the size of %s: %w", d.Path, err)
-	}
-	if fact.size == 0 {
-		return diskFact{}, fmt.Errorf("%s is empty", d.Path)
-	}
+	fact := diskFact{fd: r.give(f), size: size, device: info.Mode()&os.ModeDevice != 0}
 	if !d.Pmem {
 		return fact, nil
 	}
-	if fact.size%pmemUnit != 0 {
-		return diskFact{}, fmt.Errorf("%s of %d bytes: virtio-pmem needs a multiple of 2 MiB", d.Path, fact.size)
+	if size%pmemUnit != 0 {
+		return diskFact{}, fmt.Errorf("%s of %d bytes: virtio-pmem needs a multiple of 2 MiB", f.Name(), size)
 	}
-	return fact, reopenable(s, info, d.Path, right)
+	right := os.FileMode(6)
+	if d.ReadOnly {
+		right = 4
+	}
+	return fact, reopenable(s, info, f.Name(), right)
+}
+
+// openDisk opens what is behind a disk, or copies the descriptor that it comes with. The caller closes the file.
+func openDisk(d vmm.Disk) (f *os.File, info os.FileInfo, size int64, err error) {
+	if d.File != nil {
+		f, err = sys.CopyFile(d.File)
+	} else {
+		flags := os.O_RDWR
+		if d.ReadOnly {
+			flags = os.O_RDONLY
+		}
+		// A pipe must not hold us up before we see that it is one.
+		f, err = os.OpenFile(d.Path, flags|syscall.O_NONBLOCK, 0)
+	}
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	defer func() {
+		if err != nil {
+			f.Close()
+		}
+	}()
+	if info, err = f.Stat(); err != nil {
+		return nil, nil, 0, err
+	}
+	if kind := info.Mode().Type(); kind != 0 && kind != os.ModeDevice {
+		return nil, nil, 0, fmt.Errorf("%s is neither a regular file nor a block device", f.Name())
+	}
+	if size, err = f.Seek(0, io.SeekEnd); err != nil {
+		return nil, nil, 0, fmt.Errorf("find the size of %s: %w", f.Name(), err)
+	}
+	if size == 0 {
+		return nil, nil, 0, fmt.Errorf("%s is empty", f.Name())
+	}
+	return f, info, size, nil
 }
 
 // reopenable says whether the user that QEMU runs as may open a file again by its descriptor, which

@@ -18,9 +18,11 @@ const unplugWait = 5 * time.Second
 // cards are the network cards of a VM, as it runs.
 type cards struct {
 	mu    sync.Mutex
-	ports []string        // guarded by mu: what is in each port, empty for nothing; nil on a machine without
-	all   map[string]card // guarded by mu: by MAC address
-	next  int             // guarded by mu: number of the next card
+	ports []string             // guarded by mu: what is in each port, empty for nothing; nil on a machine without
+	all   map[string]card      // guarded by mu: by MAC address
+	next  int                  // guarded by mu: number of the next card
+	disks map[string]diskPlace // guarded by mu: by serial; those that were plugged in have a port
+	sets  int                  // guarded by mu: number of the next disk's set of descriptors
 }
 
 // card is how QEMU knows a network card.
@@ -37,6 +39,10 @@ func (c *cards) begin(s vmm.Spec) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.all, c.next = map[string]card{}, len(s.NICs)
+	c.disks, c.sets = map[string]diskPlace{}, max(len(s.Disks), vmm.SavedDisks)
+	for _, d := range s.Disks {
+		c.disks[d.Serial] = diskPlace{port: -1}
+	}
 	if s.Machine == q35 {
 		c.ports = make([]string, portCount)
 	}

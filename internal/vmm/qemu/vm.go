@@ -22,7 +22,7 @@ const dialPause = 20 * time.Millisecond
 // exitGrace is how long QEMU may take to end once it has closed its monitor.
 const exitGrace = 500 * time.Millisecond
 
-// machine is a running QEMU. It implements vmm.VM, vmm.Pauser, vmm.Saver, vmm.NICPlugger and vmm.MemoryGrower.
+// machine is a running QEMU. It implements vmm.VM, vmm.Pauser, vmm.Saver, vmm.NICPlugger, vmm.DiskPlugger and vmm.MemoryGrower.
 type machine struct {
 	id     string
 	cmd    *exec.Cmd

@@ -43,6 +43,7 @@ func Suite(t *testing.T, factory func(t *testing.T) Target) {
 		{"LargeTransfer", testLargeTransfer},
 		{"NobodyListens", testNobodyListens},
 		{"Pause", testPause},
+		{"PlugDisks", testPlugDisks},
 		{"Console", testConsole},
 		{"ConsoleWithoutReader", testConsoleWithoutReader},
 		{"BadSpecs", testBadSpecs},

@@ -57,6 +57,8 @@ func run() error {
 			go chatter()
 		case "husktest.devices":
 			printDevices()
+		case "husktest.watch":
+			go watchDisks()
 		}
 	}
 	fmt.Println(echo.ConsoleMark)
@@ -161,6 +163,34 @@ func printDevices() {
 		}
 		text, err := os.ReadFile(dir + "/hello")
 		fmt.Printf("share %s holds %q %v\n", tag, text, err)
+	}
+}
+
+// watchDisks tells of each virtio-blk disk that comes, and goes, once it has read and written it.
+func watchDisks() {
+	there := map[string]string{} // serials by names
+	for ; ; time.Sleep(10 * time.Millisecond) {
+		now := map[string]bool{}
+		blocks, _ := filepath.Glob("/sys/block/vd*")
+		for _, dir := range blocks {
+			base := filepath.Base(dir)
+			serial, err := os.ReadFile(dir + "/serial")
+			if err != nil {
+				continue
+			}
+			now[base] = true
+			if there[base] == "" {
+				there[base] = strings.TrimSpace(string(serial))
+				readOnly, _ := os.ReadFile(dir + "/ro")
+				fmt.Printf("came %s ro %s starts %q\n", there[base], strings.TrimSpace(string(readOnly)), head("/dev/"+base))
+			}
+		}
+		for base, serial := range there {
+			if !now[base] {
+				fmt.Printf("went %s\n", serial)
+				delete(there, base)
+			}
+		}
 	}
 }
 
