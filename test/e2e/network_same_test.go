@@ -73,7 +73,7 @@ func same(t *testing.T, s *space, script string) string {
 	}
 	want := seen(t, r.stdout)
 	// A kernel finds a link's state some time after it is up; runc's container is of links that were up before.
-	const wait = "for i in $(seq 100); do ip -o link show up | grep -v ' lo:' | grep -q 'state UNKNOWN' || break; sleep 0.1; done\n"
+	const wait = "for i in $(seq 100); do ip2 -o link show up | grep -v ' lo:' | grep -q 'state UNKNOWN' || break; sleep 0.1; done\n"
 	b.spec.Process.Args = []string{"sh", "-c", wait + look() + "\necho ---\n" + script}
 	r = b.run()
 	if strings.Contains(r.stderr, "Multipath support not enabled") {
