@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ func TestBenchPods(t *testing.T) {
 	}
 	dir := t.TempDir()
 	testenv.Leaks(t, dir)
+	before := benchGroups(t)
 	out := husk(t, "bench", "pods", "--rounds", "1", "--warmup", "0", "--parallel", "2", "--dir", dir, "--json").ok()
 	var r benchReport
 	if err := json.Unmarshal([]byte(out), &r); err != nil {
@@ -53,9 +55,18 @@ func TestBenchPods(t *testing.T) {
 			}
 		}
 	}
+	expect(t, "control groups", fmt.Sprint(benchGroups(t)), fmt.Sprint(before))
+}
+
+// benchGroups are the control groups that benchmarks have made.
+func benchGroups(t *testing.T) (found []string) {
+	t.Helper()
 	for _, pattern := range []string{"/sys/fs/cgroup/husk-bench-*", "/sys/fs/cgroup/*/husk-bench-*"} {
-		if groups, _ := filepath.Glob(pattern); len(groups) > 0 {
-			t.Errorf("left behind: control groups %q", groups)
+		groups, err := filepath.Glob(pattern)
+		if err != nil {
+			t.Fatal(err)
 		}
+		found = append(found, groups...)
 	}
+	return found
 }
