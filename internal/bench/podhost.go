@@ -23,6 +23,7 @@ const everyRuntime = "every runtime"
 const (
 	containerdReady = 30 * time.Second
 	containerdEnd   = 10 * time.Second
+	podEnd          = time.Minute // for the removal of a pod, after an interrupt too
 	podImage        = "bench.test/busybox:1"
 	huskShim        = "containerd-shim-husk-v2"
 	cniCache        = "/var/lib/cni" // of containerd, which cannot be told another place
@@ -240,15 +241,15 @@ func (h *podHost) run(ctx context.Context, rt Runtime) (id string, took time.Dur
 
 // remove ends and removes a pod.
 func (h *podHost) remove(ctx context.Context, id string) (took time.Duration, err error) {
-	ctx, cancel := patient(context.WithoutCancel(ctx))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), podEnd)
 	defer cancel()
+	h.note(id, false) // what cannot be removed is not tried again
 	began := time.Now()
 	for _, method := range []string{"StopPodSandbox", "RemovePodSandbox"} {
 		if _, err = h.cri.call(ctx, method, idRequest(id)); err != nil {
 			return 0, err
 		}
 	}
-	h.note(id, false)
 	return time.Since(began), nil
 }
 

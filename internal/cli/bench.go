@@ -194,6 +194,7 @@ func (a *App) benchRuntimes(ctx context.Context, named []string, dir, self strin
 	return append(list, others...), err
 }
 
+// copyProgram copies a program to the disk: pages that are not there yet count as changed in every process that runs it.
 func copyProgram(to, from string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
@@ -202,7 +203,14 @@ func copyProgram(to, from string) error {
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(to, data, 0o755)
+	f, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o755)
+	if err != nil {
+		return err
+	}
+	if _, err = f.Write(data); err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 func readReport(path string) (*bench.Report, error) {

@@ -35,8 +35,13 @@ var errNoAnswer = errors.New("it did not answer")
 // errDied is the errNoAnswer of a guest whose machine ended by itself.
 var errDied = fmt.Errorf("%w", errNoAnswer)
 
-// turnHold is how long a start keeps others waiting at most.
-const turnHold = 15 * time.Second
+const (
+	// turnHold is how long a start keeps others waiting at most.
+	turnHold = 15 * time.Second
+	// turnWait bounds the wait for others. It is longer than any crowd needs that a machine has memory for: those who
+	// would start at its end, all at once, would have all of them fail.
+	turnWait = 30 * time.Minute
+)
 
 // attempt is one try to start the VM: what it has made, and whether it was given up.
 type attempt struct {
@@ -78,7 +83,7 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 // other's way, and the first be ready when the last is. A start that gets no turn is made without.
 func (s *Sandbox) takeTurn(ctx context.Context) (release func()) {
 	defer s.timing.begin("wait for turn")()
-	ctx, cancel := context.WithTimeout(ctx, time.Duration(s.config.StartTimeoutSeconds)*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, turnWait)
 	defer cancel()
 	release, err := turn.Queue{Dir: s.config.TurnsDir(), Places: runtime.NumCPU() + 1, Hold: turnHold}.Take(ctx)
 	if err != nil {

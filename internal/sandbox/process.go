@@ -55,6 +55,7 @@ func (p *process) finish(then func(Exit)) {
 	<-p.ended
 	if p.streams != nil {
 		p.streams.drain(p.hurry)
+		p.streams = nil // the process may be asked for some time longer, they are not
 	}
 	if then != nil {
 		then(p.exit)

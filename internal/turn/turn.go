@@ -13,8 +13,12 @@ import (
 	"husk.dev/husk/internal/sys"
 )
 
-// poll is how often a process that waits looks for a place.
-const poll = 5 * time.Millisecond
+// A process that waits looks for a place after minPoll, and ever less often the longer it has waited, up to maxPoll: a
+// hundred of them must not keep a processor busy.
+const (
+	minPoll = 5 * time.Millisecond
+	maxPoll = 50 * time.Millisecond
+)
 
 // Queue is a number of places that processes take in turn. Each place is a file that whoever has it holds a lock on, so
 // a process that is killed gives its place back.
@@ -30,23 +34,32 @@ func (q Queue) Take(ctx context.Context) (release func(), err error) {
 	if err := os.MkdirAll(q.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("take a turn: %w", err)
 	}
-	for {
-		for i := range q.Places {
-			file, err := os.OpenFile(filepath.Join(q.Dir, strconv.Itoa(i)), os.O_CREATE|os.O_RDWR, 0o600)
-			if err != nil {
-				return nil, fmt.Errorf("take a turn: %w", err)
+	places := make([]*os.File, q.Places)
+	defer func() {
+		for _, file := range places {
+			if file != nil {
+				file.Close()
 			}
+		}
+	}()
+	for i := range places {
+		if places[i], err = os.OpenFile(filepath.Join(q.Dir, strconv.Itoa(i)), os.O_CREATE|os.O_RDWR, 0o600); err != nil {
+			return nil, fmt.Errorf("take a turn: %w", err)
+		}
+	}
+	for began := time.Now(); ; {
+		for i, file := range places {
 			locked, err := sys.TryLock(file)
 			if locked {
+				places[i] = nil
 				return q.hold(file), nil
 			}
-			file.Close()
 			if err != nil {
 				return nil, fmt.Errorf("take a turn: %w", err)
 			}
 		}
 		select {
-		case <-time.After(poll):
+		case <-time.After(min(max(time.Since(began)/20, minPoll), maxPoll)):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("take a turn: %w", ctx.Err())
 		}

@@ -26,6 +26,7 @@ type podCaller struct {
 	runtime cri.RuntimeServiceClient
 	handler string // of the runtime that pods get
 	serial  atomic.Int64
+	before  []string // what others have left, see traces
 }
 
 // calledPod is a pod of a podCaller.
@@ -42,7 +43,21 @@ func newPodCaller(e *engine) *podCaller {
 		e.t.Fatal(err)
 	}
 	e.t.Cleanup(func() { conn.Close() })
-	return &podCaller{engine: e, runtime: cri.NewRuntimeServiceClient(conn), handler: "husk"}
+	return &podCaller{engine: e, runtime: cri.NewRuntimeServiceClient(conn), handler: "husk", before: e.traces()}
+}
+
+// traces are control groups of pods, addresses of pods on the networks of this machine, and interfaces of the engine's.
+func (e *engine) traces() (found []string) {
+	e.t.Helper()
+	for _, pattern := range []string{"/sys/fs/cgroup/*/k8s.io/*/cgroup.procs", "/sys/fs/cgroup/k8s.io/*/cgroup.procs", "/var/lib/cni/networks/pods/10.93.*"} {
+		names, err := filepath.Glob(pattern)
+		if err != nil {
+			e.t.Fatal(err)
+		}
+		found = append(found, names...)
+	}
+	r := begun(e.t, e.inside("sh", "-c", "ip -o link | sed 's/^[0-9]*: //; s/[:@].*//'")).wait()
+	return append(found, strings.Fields(r.stdout)...)
 }
 
 // call makes one request.
@@ -188,23 +203,17 @@ func openFiles(pid int) int {
 	return len(list)
 }
 
-// cleared checks that nothing of any pod is left: in addition to what nothingLeft looks at interfaces, addresses,
-// control groups, and husk's states.
+// cleared checks that nothing of any pod is left: in addition to what nothingLeft looks at traces and husk's
+// states.
 func (c *podCaller) cleared(t *testing.T) {
 	t.Helper()
 	inside := *c.engine
 	inside.t = t
 	inside.nothingLeft()
-	r := begun(t, c.inside("sh", "-c", "ip -o link | sed 's/^[0-9]*: //; s/[:@].*//'; ls -d /var/lib/cni/networks/pods/10.93.*")).wait()
-	for _, name := range strings.Fields(r.stdout) {
-		if !slices.Contains([]string{"lo", "cni0"}, name) {
-			t.Errorf("left behind (interfaces, addresses of pods): %s", name)
+	for _, name := range inside.traces() {
+		if name != "cni0" && !slices.Contains(c.before, name) {
+			t.Errorf("left behind: %s", name)
 		}
-	}
-	groups, _ := filepath.Glob("/sys/fs/cgroup/*/k8s.io/*/cgroup.procs")
-	unified, _ := filepath.Glob("/sys/fs/cgroup/k8s.io/*/cgroup.procs")
-	for _, name := range append(groups, unified...) {
-		t.Errorf("left behind: control group %s", filepath.Dir(name))
 	}
 	for _, e := range entries(t, env.run) {
 		t.Errorf("left behind: state of %s", e.Name())

@@ -163,6 +163,9 @@ func cycleContainers(t *testing.T, c *podCaller, count int) {
 		cycle(warmup + i)
 	}
 	tell(t, steps)
+	if count >= timedCycles {
+		time.Sleep(time.Minute) // how long an exec can be asked for after its end
+	}
 	after := p.holds(t)
 	t.Logf("after %d containers %+v, before %+v", count, after, before)
 	notMore := func(what string, before, after map[string]int, spare int) {
