@@ -94,7 +94,9 @@ func (a *agent) CreateContainer(context.Context, *agentv1.CreateContainerRequest
 	return &agentv1.CreateContainerResponse{Pid: 7}, nil
 }
 
-func (a *agent) Exec(context.Context, *agentv1.ExecRequest) (*agentv1.ExecResponse, error) { return a.exec() }
+func (a *agent) Exec(context.Context, *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
+	return a.exec()
+}
 
 func (a *agent) Events(ctx context.Context, _ *agentv1.Empty, out agentv1.Agent_EventsServer) error {
 	if a.events != nil {
