@@ -16,7 +16,7 @@ packages=(
 	make linux-source-6.1 xz-utils lz4 flex bison bc libelf-dev libssl-dev
 	# tests
 	git runc shellcheck protobuf-compiler ca-certificates podman netavark catatonit iptables uidmap
-	containerd containernetworking-plugins docker.io nftables
+	containerd containernetworking-plugins docker.io nftables slirp4netns systemd dbus
 )
 case $machine in
 x86_64) packages+=(qemu-system-x86) ;;

@@ -1,0 +1,50 @@
+package sandbox
+
+import (
+	"context"
+	"reflect"
+	"testing"
+	"time"
+
+	agentv1 "husk.dev/husk/api/agent/v1"
+)
+
+// TestOutOfMemory has a guest tell of processes without memory, of the container's end among them: its engine hears
+// of it before the end is told, and no more often than it needs.
+func TestOutOfMemory(t *testing.T) {
+	begin := make(chan struct{})
+	guest := &agent{events: func(ctx context.Context, out agentv1.Agent_EventsServer) error {
+		<-begin
+		for range 100 {
+			_ = out.Send(&agentv1.Event{Container: "c", Event: &agentv1.Event_Oom{Oom: &agentv1.OOM{}}})
+			_ = out.Send(&agentv1.Event{Container: "other", Event: &agentv1.Event_Oom{Oom: &agentv1.OOM{}}})
+		}
+		_ = out.Send(&agentv1.Event{Container: "c", Event: &agentv1.Event_Exit{Exit: &agentv1.Exit{Status: 137}}})
+		<-ctx.Done()
+		return ctx.Err()
+	}}
+	s, request := newSandbox(t, guest.serve)
+	type told struct {
+		id     string
+		engine Engine
+	}
+	var all []told // written before the exit is told
+	s.options.OutOfMemory = func(id string, engine Engine) {
+		time.Sleep(300 * time.Millisecond) // an engine that takes its time
+		all = append(all, told{id, engine})
+	}
+	request.Engine = Engine{OOMFiles: []string{"/bundle/oom"}, Events: "/run/s", Namespace: "n"}
+	if err := s.Create(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	close(begin)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	exit, err := s.Wait(ctx, "c", "")
+	if err != nil || exit.Status != 137 {
+		t.Fatalf("exit = %+v, %v", exit, err)
+	}
+	if want := []told{{"c", request.Engine}}; !reflect.DeepEqual(all, want) {
+		t.Errorf("the engine heard %+v, want %+v", all, want)
+	}
+}
