@@ -57,7 +57,7 @@ if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 fi
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/conformance.XXXXXX")
-out=$work/out focus= sandboxer=podsandbox
+out=$work/out focus='' sandboxer=podsandbox
 while getopts o:f:s flag; do
 	case $flag in
 	o) out=$(realpath -m "$OPTARG") ;;

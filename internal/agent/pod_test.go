@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -133,6 +134,13 @@ func posture(t *testing.T, pids []int) {
 		if f := strings.Fields(line); len(f) == 5 && (f[0] == "Uid:" || f[0] == "Gid:") && f[1] != "65534" && f[1] != "265534" {
 			t.Errorf("it is not nobody: %q", line)
 		}
+	}
+	info, err := os.Stat(dir + "mem")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if owner := info.Sys().(*syscall.Stat_t).Uid; owner == 65534 || owner == 265534 {
+		t.Error("another process of its user can trace it") // proc(5): what cannot be traced is root's
 	}
 	if files, err := os.ReadDir(dir + "root/"); err != nil || len(files) > 0 {
 		t.Errorf("its root has %v, %v", files, err)

@@ -46,6 +46,7 @@ type pod struct {
 	host *Host
 
 	started, stopped bool // guarded by service.making
+	pid              int  // of what stands for it, valid once it was started
 	created          time.Time
 	exit             sandbox.Exit  // valid once ended is closed
 	ended            chan struct{} // closed when its virtual machine is gone
@@ -144,7 +145,7 @@ func (s *service) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) 
 		return nil, fmt.Errorf("encode configuration: %w", err)
 	}
 	return &api.StartSandboxResponse{
-		Pid: uint32(p.stand.ID()), CreatedAt: timestamppb.New(p.created), Spec: &anypb.Any{TypeUrl: specURL, Value: spec},
+		Pid: uint32(p.pid), CreatedAt: timestamppb.New(p.created), Spec: &anypb.Any{TypeUrl: specURL, Value: spec},
 	}, nil
 }
 
@@ -163,11 +164,8 @@ func (s *service) startPod(ctx context.Context, p *pod) (_ *sandbox.Sandbox, err
 	if p.stand, err = sys.NewStandIn(path, sys.EnterNothing); err != nil {
 		return nil, err
 	}
-	undo.Add(func() error {
-		p.stand.End()
-		p.stand = nil
-		return nil
-	})
+	undo.Add(func() error { p.stand.End(); return nil })
+	p.pid = p.stand.ID()
 	dir, data, err := p.begin(ctx, p.host)
 	if err != nil {
 		return nil, err
@@ -175,7 +173,7 @@ func (s *service) startPod(ctx context.Context, p *pod) (_ *sandbox.Sandbox, err
 	p.dir = dir
 	undo.Add(dir.Remove)
 	if err := s.makeBox(ctx, p.host, &p.container, sandbox.CreateRequest{
-		ID: p.name, Dir: dir, Bundle: p.bundle, Spec: data, HostPID: p.stand.ID(), AutoRemove: true, Pod: true,
+		ID: p.name, Dir: dir, Bundle: p.bundle, Spec: data, HostPID: p.pid, AutoRemove: true, Pod: true,
 	}); err != nil {
 		return nil, err
 	}
@@ -231,6 +229,7 @@ func (s *service) stopPod(p *pod, reason string) error {
 	s.mu.Unlock()
 	err := s.endBox(box, reason)
 	<-p.ended
+	p.stand.End() // whose network goes now
 	return err
 }
 
@@ -257,7 +256,7 @@ func (s *service) SandboxStatus(_ context.Context, r *api.SandboxStatusRequest) 
 	answer := &api.SandboxStatusResponse{SandboxID: p.id, State: podNotReady, CreatedAt: timestamppb.New(p.created)}
 	shown := "created"
 	if s.ready(p) {
-		answer.State, answer.Pid, shown = podReady, uint32(p.stand.ID()), "running"
+		answer.State, answer.Pid, shown = podReady, uint32(p.pid), "running"
 	}
 	select {
 	case <-p.ended:
@@ -316,9 +315,6 @@ func (s *service) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 	s.mu.Unlock()
 	for _, c := range left {
 		err = errors.Join(err, s.release(ctx, box, c))
-	}
-	if p.stand != nil {
-		p.stand.End()
 	}
 	err = errors.Join(err, sys.Unmount(filepath.Join(p.bundle, shmDir)))
 	if err != nil { // the shim ends all the same, and containerd has what is left removed
