@@ -89,7 +89,7 @@ func (s *Sandbox) openScratch(ctx context.Context, r *RootDisks) error {
 		if s.config.WritableMiB == 0 {
 			return nil // guest memory takes it
 		}
-		if err := disk.Create(ctx, s.blanks(), r.Scratch, s.config.WritableMiB); err != nil {
+		if err := disk.CreateLasting(ctx, s.blanks(), r.Scratch, s.config.WritableMiB); err != nil {
 			return err
 		}
 		f, err = open()
