@@ -78,27 +78,28 @@ func (r *RootDisks) images() (all []*Image) {
 	return all
 }
 
-// openScratch opens the file for what is written, and makes it first where there is none.
-func (s *Sandbox) openScratch(ctx context.Context, r *RootDisks) error {
+// openScratch opens the file for what is written, and makes it first where there is none, which it tells.
+func (s *Sandbox) openScratch(ctx context.Context, r *RootDisks) (made bool, err error) {
 	if r.Scratch == "" || r.Upper != nil {
-		return nil
+		return false, nil
 	}
 	open := func() (*os.File, error) { return os.OpenFile(r.Scratch, os.O_RDWR|syscall.O_NOFOLLOW, 0) }
 	f, err := open()
 	if errors.Is(err, fs.ErrNotExist) {
 		if s.config.WritableMiB == 0 {
-			return nil // guest memory takes it
+			return false, nil // guest memory takes it
 		}
-		if err := disk.Create(ctx, s.blanks(), r.Scratch, s.config.WritableMiB); err != nil {
-			return err
+		if err := disk.CreateLasting(ctx, s.blanks(), r.Scratch, s.config.WritableMiB); err != nil {
+			return false, err
 		}
+		made = true
 		f, err = open()
 	}
 	if err != nil {
-		return fmt.Errorf("open writable disk: %w", err)
+		return made, fmt.Errorf("open writable disk: %w", err)
 	}
 	r.Upper = &Image{File: f, Filesystem: "ext4"}
-	return nil
+	return made, nil
 }
 
 // lent names the disks of a root by serials that begin with prefix, and says what the guest makes of them.
@@ -129,11 +130,21 @@ func (r *RootDisks) lent(prefix string) ([]vmm.Disk, *agentv1.Rootfs) {
 	return disks, root
 }
 
-// mark marks what the guest may write to. A file system that keeps no such mark only loses a precaution.
-func (r *RootDisks) mark() {
+// mark marks what the guest may write to, and returns what takes the marks away that are new. A file system that keeps no such
+// mark only loses a precaution.
+func (r *RootDisks) mark() (undo func()) {
+	var fresh []*os.File
 	for _, image := range r.images() {
-		if !image.ReadOnly {
-			_ = sys.MarkFile(image.File, GuestMark)
+		if image.ReadOnly {
+			continue
+		}
+		if is, _ := sys.MarkFile(image.File, GuestMark); is {
+			fresh = append(fresh, image.File)
+		}
+	}
+	return func() {
+		for _, f := range fresh {
+			_ = sys.UnmarkFile(f, GuestMark) // marked, it is only refused
 		}
 	}
 }
@@ -158,13 +169,18 @@ func (s *Sandbox) Attach(ctx context.Context, r *RootDisks) (*AttachedRoot, erro
 	if r.Disks() > MaxRootDisks {
 		return nil, &vmm.UnsupportedError{Driver: "husk", What: fmt.Sprintf("a root of %d disks", r.Disks())}
 	}
-	if err := s.openScratch(ctx, r); err != nil {
+	made, err := s.openScratch(ctx, r)
+	if err != nil {
 		return nil, err
 	}
 	disks, root := r.lent(s.nextSerial("root"))
-	r.mark()
+	unmark := r.mark()
 	detach, err := s.plug(ctx, disks)
-	if err != nil {
+	if err != nil { // no guest has seen them, and this machine may mount them
+		unmark()
+		if made {
+			err = errors.Join(err, os.Remove(r.Scratch))
+		}
 		return nil, err
 	}
 	return &AttachedRoot{root: root, detach: detach}, nil
@@ -218,7 +234,7 @@ func (s *Sandbox) writesFiles() {
 
 // lendRoot adds the disks of the first container's root to spec.
 func (s *Sandbox) lendRoot(ctx context.Context, r *RootDisks, spec *vmm.Spec) (*agentv1.Rootfs, error) {
-	if err := s.openScratch(ctx, r); err != nil {
+	if _, err := s.openScratch(ctx, r); err != nil {
 		return nil, err
 	}
 	disks, root := r.lent("root-")

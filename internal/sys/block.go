@@ -86,10 +86,23 @@ func openBlockNode(node string, number uint64, readOnly bool) (*os.File, error) 
 	return f, nil
 }
 
-// MarkFile sets an extended attribute that only this machine's root can set and see, and Marked finds it.
-func MarkFile(f *os.File, name string) error {
-	if err := unix.Fsetxattr(int(f.Fd()), "trusted."+name, []byte("1"), 0); err != nil {
-		return fmt.Errorf("mark %s: %w", f.Name(), err)
+// MarkFile sets an extended attribute that only this machine's root can set and see, which Marked finds and UnmarkFile takes
+// away. It tells whether the file had none yet.
+func MarkFile(f *os.File, name string) (fresh bool, err error) {
+	err = unix.Fsetxattr(int(f.Fd()), "trusted."+name, []byte("1"), unix.XATTR_CREATE)
+	if errors.Is(err, unix.EEXIST) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("mark %s: %w", f.Name(), err)
+	}
+	return true, nil
+}
+
+// UnmarkFile undoes MarkFile.
+func UnmarkFile(f *os.File, name string) error {
+	if err := unix.Fremovexattr(int(f.Fd()), "trusted."+name); err != nil {
+		return fmt.Errorf("unmark %s: %w", f.Name(), err)
 	}
 	return nil
 }

@@ -76,10 +76,19 @@ func TestMarkFile(t *testing.T) {
 	if Marked(f.Name(), "husk.test") {
 		t.Error("marked from the start")
 	}
-	if err := MarkFile(f, "husk.test"); err != nil {
-		t.Skip(err) // not root, or a file system without such attributes
+	for _, want := range []bool{true, false} {
+		fresh, err := MarkFile(f, "husk.test")
+		if err != nil {
+			t.Skip(err) // not root, or a file system without such attributes
+		}
+		if fresh != want {
+			t.Errorf("marking it is new: %v, want %v", fresh, want)
+		}
 	}
 	if !Marked(f.Name(), "husk.test") || Marked(f.Name(), "husk.other") {
 		t.Error("the mark is not found, or another is")
+	}
+	if err := UnmarkFile(f, "husk.test"); err != nil || Marked(f.Name(), "husk.test") {
+		t.Errorf("the mark is still there: %v", err)
 	}
 }

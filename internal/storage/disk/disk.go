@@ -40,6 +40,26 @@ var oldMkfsOptions = []string{
 	"-q", "-F", "-m", "0", "-L", "husk", "-O", "^has_journal,^resize_inode", "-E", "lazy_itable_init=1",
 }
 
+// journal turns options for a blank into those for one that is mounted again after its guest was killed.
+func journal(options []string) (with []string) {
+	for _, o := range options {
+		switch {
+		case o == "^has_journal,^resize_inode":
+			o = "^resize_inode"
+		case strings.HasPrefix(o, "assume_storage_prezeroed"), strings.HasPrefix(o, "lazy_itable_init"):
+			o += ",lazy_journal_init=1"
+		}
+		with = append(with, o)
+	}
+	return with
+}
+
+// Names of blanks, without and with a journal.
+const (
+	plainBlank   = "ext4"
+	lastingBlank = "ext4-journal"
+)
+
 // directories are in a blank, for whoever puts an overlay on it: making them takes an emulated guest 20 ms.
 var directories = []string{"upper", "work"}
 
@@ -47,10 +67,19 @@ var directories = []string{"upper", "work"}
 // that is made once for each size in cacheDir. On an error nothing of path is left; one for want of room
 // matches syscall.ENOSPC.
 func Create(ctx context.Context, cacheDir, path string, size int) error {
+	return create(ctx, plainBlank, cacheDir, path, size)
+}
+
+// CreateLasting is Create of a disk that several guests mount, one after the other.
+func CreateLasting(ctx context.Context, cacheDir, path string, size int) error {
+	return create(ctx, lastingBlank, cacheDir, path, size)
+}
+
+func create(ctx context.Context, kind, cacheDir, path string, size int) error {
 	if size < MinMiB || size > MaxMiB {
 		return fmt.Errorf("make disk %s: %d MiB, want from %d to %d", path, size, MinMiB, MaxMiB)
 	}
-	blank, err := openBlank(ctx, cacheDir, size)
+	blank, err := openBlank(ctx, kind, cacheDir, size)
 	if err == nil {
 		defer blank.Close()
 		err = copySparse(path, blank)
@@ -65,12 +94,12 @@ func Create(ctx context.Context, cacheDir, path string, size int) error {
 }
 
 // openBlank opens the blank file system of size MiB, and makes it first where there is none.
-func openBlank(ctx context.Context, dir string, size int) (*os.File, error) {
+func openBlank(ctx context.Context, kind, dir string, size int) (*os.File, error) {
 	mkfs, version, err := findMkfs()
 	if err != nil {
 		return nil, err
 	}
-	path := filepath.Join(dir, fmt.Sprintf("ext4-%d-%s.img", size, version))
+	path := filepath.Join(dir, fmt.Sprintf("%s-%d-%s.img", kind, size, version))
 	blank, err := os.Open(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return blank, err
@@ -86,8 +115,8 @@ func openBlank(ctx context.Context, dir string, size int) (*os.File, error) {
 	if blank, err := os.Open(path); !errors.Is(err, fs.ErrNotExist) {
 		return blank, err // somebody else was faster
 	}
-	removeStale(dir, size)
-	if err := makeBlank(ctx, mkfs, path, size); err != nil {
+	removeStale(kind, dir, size)
+	if err := makeBlank(ctx, kind, mkfs, path, size); err != nil {
 		return nil, err
 	}
 	return os.Open(path)
@@ -112,7 +141,7 @@ func findMkfs() (path, version string, err error) {
 
 // makeBlank makes the file system under a name of its own, so that path is there whole or not at all.
 // Preconditions: the directory's lock is held.
-func makeBlank(ctx context.Context, mkfs, path string, size int) (err error) {
+func makeBlank(ctx context.Context, kind, mkfs, path string, size int) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, makeWait)
 	defer cancel()
 	tmp, err := os.CreateTemp(filepath.Dir(path), tmpPrefix+"*")
@@ -137,6 +166,9 @@ func makeBlank(ctx context.Context, mkfs, path string, size int) (err error) {
 		}
 	}
 	for _, options := range [][]string{mkfsOptions, oldMkfsOptions} {
+		if kind == lastingBlank {
+			options = journal(options)
+		}
 		if err = errors.Join(tmp.Truncate(0), tmp.Truncate(int64(size)<<20)); err != nil {
 			return err
 		}
@@ -170,8 +202,8 @@ const tmpPrefix = ".new-"
 
 // removeStale removes what a maker that was killed left, and blanks of this size by another mkfs. Disks
 // copied from them do not need them. Preconditions: the directory's lock is held.
-func removeStale(dir string, size int) {
-	for _, pattern := range []string{tmpPrefix + "*", fmt.Sprintf("ext4-%d-*.img", size)} {
+func removeStale(kind, dir string, size int) {
+	for _, pattern := range []string{tmpPrefix + "*", fmt.Sprintf("%s-%d-*.img", kind, size)} {
 		stale, err := filepath.Glob(filepath.Join(dir, pattern))
 		if err != nil {
 			continue

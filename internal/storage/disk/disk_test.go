@@ -193,3 +193,34 @@ func BenchmarkCreate10GiB(b *testing.B) {
 		}
 	}
 }
+
+// TestCreateLasting: a disk that is mounted again has a journal, and takes no more room for it.
+func TestCreateLasting(t *testing.T) {
+	needMkfs(t)
+	dir := t.TempDir()
+	cache := filepath.Join(dir, "blank")
+	for _, size := range []int{512, 10 << 10} {
+		plain, lasting := filepath.Join(dir, "plain"), filepath.Join(dir, "lasting")
+		if err := errors.Join(Create(t.Context(), cache, plain, size), CreateLasting(t.Context(), cache, lasting, size)); err != nil {
+			t.Fatal(err)
+		}
+		if got := used(t, lasting); got > 3<<20 {
+			t.Errorf("an empty disk of %d MiB takes %d bytes", size, got)
+		}
+		for path, want := range map[string]bool{plain: false, lasting: true} {
+			out, err := exec.Command("/usr/sbin/dumpe2fs", "-h", path).CombinedOutput()
+			if err != nil {
+				t.Skipf("%v: %s", err, out)
+			}
+			if got := strings.Contains(string(out), "has_journal"); got != want {
+				t.Errorf("%s of %d MiB: journal %v, want %v", filepath.Base(path), size, got, want)
+			}
+		}
+		if err := errors.Join(os.Remove(plain), os.Remove(lasting)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if blanks, err := filepath.Glob(filepath.Join(cache, "*.img")); err != nil || len(blanks) != 4 {
+		t.Errorf("blanks %q, want one of each size and kind (%v)", blanks, err)
+	}
+}
