@@ -166,7 +166,15 @@ func cycleContainers(t *testing.T, c *podCaller, count int) {
 	if count >= timedCycles {
 		time.Sleep(time.Minute) // how long an exec can be asked for after its end
 	}
-	after := p.holds(t)
+	notGrown(t, before, p.holds(t), count)
+	if err := p.remove(); err != nil {
+		t.Error(err)
+	}
+}
+
+// notGrown compares what a pod holds after so many containers with what it held before.
+func notGrown(t *testing.T, before, after holds, count int) {
+	t.Helper()
 	t.Logf("after %d containers %+v, before %+v", count, after, before)
 	notMore := func(what string, before, after map[string]int, spare int) {
 		for name, n := range after {
@@ -183,9 +191,6 @@ func cycleContainers(t *testing.T, c *podCaller, count int) {
 		t.Errorf("the guest holds %d KiB, and held %d before %d containers", after.guest, before.guest, count)
 	}
 	expect(t, "directories of states", after.rooms, before.rooms)
-	if err := p.remove(); err != nil {
-		t.Error(err)
-	}
 }
 
 // podsAtOnce makes pods side by side, which must all answer, and removes them side by side.
