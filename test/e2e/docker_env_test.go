@@ -21,33 +21,8 @@ func newDocker(t *testing.T) *node {
 		}
 	}
 	n := &node{t: t, dir: t.TempDir()}
-	files := map[string]string{
-		"husk": fmt.Sprintf("#!/bin/sh\nexec %s --config %s \"$@\"\n", env.binary, env.config),
-		"d": "#!/bin/sh\ncase $1 in run|create) v=$1; shift; set -- $v --runtime $(basename $RUNTIME) \"$@\" ;; esac\n" +
-			"exec /usr/bin/docker -H unix:///run/docker-test.sock \"$@\"\n",
-		"up": fmt.Sprintf("#!/bin/sh\nrm -f /run/docker-test.pid\nsetsid dockerd --data-root %[1]s/root --exec-root /run/docker-test --pidfile /run/docker-test.pid "+
-			"-H unix:///run/docker-test.sock --add-runtime husk=%[1]s/husk --storage-driver overlay2 --live-restore >>%[1]s/dockerd.log 2>&1 </dev/null &\n"+
-			"i=0; until d info >/dev/null 2>&1; do [ $((i+=1)) -lt 300 ] || exit 1; sleep 0.1; done\n", n.dir),
-	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	// The first process reaps what is orphaned in the namespace.
-	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-ec",
-		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
-			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; while :; do sleep 1; done")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	begun(t, cmd).prints("ready")
-	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := fmt.Sscan(string(children), &n.pid); err != nil {
-		t.Fatalf("find the node's first process in %q: %v", children, err)
-	}
-	n.enter = []string{"--pid"}
+	n.dockerPrograms("cgroupfs")
+	n.withProcesses()
 	if r := n.run("runc", fmt.Sprintf("up && tar -C %s -c . | d import -c 'CMD [\"sh\"]' - demo", env.rootfs)); r.code != 0 {
 		log, _ := os.ReadFile(filepath.Join(n.dir, "dockerd.log"))
 		t.Fatalf("start docker: %s\n%.3000s", r.stderr, log)
@@ -58,6 +33,24 @@ func newDocker(t *testing.T) *node {
 		dockerGroups(t)
 	})
 	return n
+}
+
+// dockerPrograms writes what scripts call, with a cgroup driver of Docker's.
+func (n *node) dockerPrograms(driver string) {
+	n.t.Helper()
+	files := map[string]string{
+		"husk": fmt.Sprintf("#!/bin/sh\nexec %s --config %s \"$@\"\n", env.binary, env.config),
+		"d": "#!/bin/sh\ncase $1 in run|create) v=$1; shift; set -- $v --runtime $(basename $RUNTIME) \"$@\" ;; esac\n" +
+			"exec /usr/bin/docker -H unix:///run/docker-test.sock \"$@\"\n",
+		"up": fmt.Sprintf("#!/bin/sh\nrm -f /run/docker-test.pid\nsetsid dockerd --data-root %[1]s/root --exec-root /run/docker-test --pidfile /run/docker-test.pid "+
+			"-H unix:///run/docker-test.sock --add-runtime husk=%[1]s/husk --storage-driver overlay2 --live-restore --exec-opt native.cgroupdriver=%[2]s >>%[1]s/dockerd.log 2>&1 </dev/null &\n"+
+			"i=0; until d info >/dev/null 2>&1; do [ $((i+=1)) -lt 300 ] || exit 1; sleep 0.1; done\n", n.dir, driver),
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(text), 0o755); err != nil {
+			n.t.Fatal(err)
+		}
+	}
 }
 
 // dockerGroups checks that no control group of a container is left, and removes docker's own.

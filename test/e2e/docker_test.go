@@ -50,6 +50,7 @@ read-only`, `d run --rm --user 1000:2000 --group-add 77 --workdir /tmp --env A=b
 		touch /r/g 2>/dev/null || echo read-only; echo new >/v/new; echo name >/n/f; cat /n/f'; cat v/new; rm -r v; d volume rm name-$A >/dev/null`},
 	{"limits", "2 137", `d run --rm --pids-limit 5 demo sh -c 'for i in 1 2 3 4 5 6 7 8; do sleep 1 & done 2>/dev/null; wait' 2>/dev/null; a=$?
 		d run --rm --memory 64m --cpus 1.5 demo sh -c 'x=a; while :; do x=$x$x; done'; echo $a $?`},
+	{"out of memory", wantOutOfMemory, outOfMemory("d", "")},
 	{"streams", "in\n2000000\n/dev/pts/0 got yes", `echo in | d run --rm -i demo cat; d run --rm demo head -c 2000000 /dev/zero | wc -c
 		echo yes | script -qec "d run --rm -it demo sh -c 'stty -echo; read a; echo \$(tty) got \$a'" /dev/null | tr -d '\r' | tail -1`},
 	{"restart", "2 7", `d run -d --name $A --restart on-failure:2 demo sh -c 'exit 7' >/dev/null; i=0

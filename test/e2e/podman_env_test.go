@@ -20,13 +20,17 @@ type node struct {
 	pid int
 	dir string
 
-	enter []string // further flags of nsenter
-	as    []string // what runs the scripts; nothing: root
+	enter  []string // further flags of nsenter
+	as     []string // what runs the scripts; nothing: root
+	before string   // what each script begins with
 }
 
 // newNode starts a node with the image localhost/demo. In its scripts p is podman, $N the flag for no network, $D a
 // directory of the test, and $A a container's name that differs between runtimes.
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T) *node { return newPodman(t, false) }
+
+// newPodman is newNode, with a PID namespace where processes are to lose their parents.
+func newPodman(t *testing.T, withProcesses bool) *node {
 	t.Helper()
 	for _, program := range []string{"podman", "conmon", "script"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -34,32 +38,72 @@ func newNode(t *testing.T) *node {
 		}
 	}
 	n := &node{t: t, dir: t.TempDir()}
-	files := map[string]string{
-		"husk": fmt.Sprintf("#!/bin/sh\nexec %s --config %s \"$@\"\n", env.binary, env.config),
-		"p": "#!/bin/sh\nexec podman --root $D/root --runroot /run/podman-root --tmpdir /run/podman-tmp --cgroup-manager cgroupfs " +
-			"--events-backend none --storage-driver overlay --runtime $RUNTIME \"$@\"\n",
-		// What the machine may not raise is no difference between runtimes.
-		"containers.conf": "[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [\"nofile=512:512\", \"nproc=512:512\"]\n",
+	n.programs("cgroupfs")
+	if withProcesses {
+		n.withProcesses()
+	} else {
+		n.withoutProcesses()
 	}
-	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(text), 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
-	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec",
-		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
-			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec sleep 1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	begun(t, cmd).prints("ready")
-	n.pid = cmd.Process.Pid
 	if r := n.run("runc", fmt.Sprintf("tar -C %s -cf $D/demo.tar . && p import -q -c 'CMD [\"sh\"]' $D/demo.tar localhost/demo", env.rootfs)); r.code != 0 {
 		t.Fatalf("import an image: %s", r.stderr)
 	}
 	return n
 }
 
+// withoutProcesses makes the namespaces of a node that sees the machine's processes.
+func (n *node) withoutProcesses() {
+	n.t.Helper()
+	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec",
+		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
+			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec sleep 1000")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	begun(n.t, cmd).prints("ready")
+	n.pid = cmd.Process.Pid
+}
+
+// withProcesses makes those of a node with processes of its own, the first of which reaps what is orphaned.
+func (n *node) withProcesses() {
+	n.t.Helper()
+	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-ec",
+		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
+			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; while :; do sleep 1; done")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	begun(n.t, cmd).prints("ready")
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := fmt.Sscan(string(children), &n.pid); err != nil {
+		n.t.Fatalf("find the node's first process in %q: %v", children, err)
+	}
+	n.enter = []string{"--pid"}
+}
+
+// programs writes what scripts call, and podman's configuration, with a cgroup manager of podman's.
+func (n *node) programs(manager string) {
+	n.t.Helper()
+	files := map[string]string{
+		"husk": fmt.Sprintf("#!/bin/sh\nexec %s --config %s \"$@\"\n", env.binary, env.config),
+		"p": "#!/bin/sh\nexec podman --root $D/root --runroot /run/podman-root --tmpdir /run/podman-tmp --cgroup-manager " + manager + " " +
+			"--events-backend none --storage-driver overlay --runtime $RUNTIME \"$@\"\n",
+		// What the machine may not raise is no difference between runtimes.
+		"containers.conf": "[containers]\nlog_driver = \"k8s-file\"\ndefault_ulimits = [\"nofile=512:512\", \"nproc=512:512\"]\n",
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(n.dir, name), []byte(text), 0o755); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
 // run runs a shell script in the node, with podman on a runtime.
 func (n *node) run(runtime, script string) result {
+	n.t.Helper()
+	return n.start(runtime, script).wait()
+}
+
+// start is run without waiting for the end.
+func (n *node) start(runtime, script string) *running {
 	n.t.Helper()
 	name := "a-" + runtime
 	if runtime == "husk" {
@@ -67,10 +111,10 @@ func (n *node) run(runtime, script string) result {
 	}
 	args := append([]string{"--net", "--mount", "--ipc", "--uts", "--target", fmt.Sprint(n.pid), "--wd=" + n.dir}, n.enter...)
 	args = append(append(args, "--"), n.as...)
-	cmd := exec.Command("nsenter", append(args, "sh", "-c", script)...)
+	cmd := exec.Command("nsenter", append(args, "sh", "-c", n.before+script)...)
 	cmd.Env = append(os.Environ(), "RUNTIME="+runtime, "D="+n.dir, "A="+name, "N=--network=none", "PATH="+n.dir+":"+os.Getenv("PATH"),
 		"CONTAINERS_CONF="+n.dir+"/containers.conf", "TMPDIR="+n.dir)
-	return begun(n.t, cmd).wait()
+	return begun(n.t, cmd)
 }
 
 // like runs a script with runc, which must print what the pattern want matches as a whole, and then with husk, which

@@ -17,7 +17,7 @@ const ordinary = 61234
 // p is podman, and $D is the user's home.
 func newOrdinary(t *testing.T) *node {
 	t.Helper()
-	for _, program := range []string{"podman", "conmon", "newuidmap", "newgidmap", "setpriv"} {
+	for _, program := range []string{"podman", "conmon", "newuidmap", "newgidmap", "setpriv", "slirp4netns"} {
 		if _, err := exec.LookPath(program); err != nil {
 			t.Skipf("%v (make setup installs it)", err)
 		}
@@ -54,6 +54,7 @@ func newOrdinary(t *testing.T) *node {
 	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec", fmt.Sprintf(
 		`mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/user/%[1]d /run/husk-build
 		mount --bind %[2]s /run/husk-build; for f in passwd group subuid subgid; do touch /etc/$f; mount --bind %[3]s/etc-$f /etc/$f; done
+		mknod -m 666 /run/tun c 10 200; mount --bind /run/tun /dev/net/tun
 		chown %[1]d:%[1]d /run/user/%[1]d; chmod 700 /run/user/%[1]d; mount --make-rshared /; ip link set lo up; echo ready; exec sleep 1000`,
 		ordinary, filepath.Dir(filepath.Dir(env.binary)), dir))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -112,4 +113,11 @@ var podmanRootless = []line{
 	{"life", "hi 4\nin\nready\n5 5", `p run -d --name $A $N demo sh -c 'trap "exit 5" TERM; echo ready; while :; do sleep 0.1; done' >/dev/null
 		a=$(p exec $A echo hi); p exec $A sh -c 'exit 4'; echo $a $?; echo in | p exec -i $A cat; p logs $A; p stop $A >/dev/null
 		echo $(p wait $A) $(p inspect -f '{{.State.ExitCode}}' $A); p rm $A >/dev/null`},
+	// What a container sends goes through slirp4netns to the node's loopback; what comes from there goes to its port.
+	{"slirp4netns", "tap0 10.0.2.100/24 10.0.2.2 web\nweb", `mkdir -p w; echo web >w/i; busybox httpd -f -p 127.0.0.1:8090 -h $D/w >/dev/null 2>&1 & h=$!
+		p run --rm --network slirp4netns:allow_host_loopback=true demo sh -c 'echo $(ls /sys/class/net | grep -v lo) $(ip -4 -o addr show dev tap0 | sed "s/.*inet \([^ ]*\).*/\1/") \
+			$(ip route | sed -n "s/default via \([^ ]*\).*/\1/p") $(wget -qO- http://10.0.2.2:8090/i)'
+		p run -d --name $A --network slirp4netns:port_handler=slirp4netns -p 8091:80 demo sh -c 'mkdir /w; echo web >/w/index.html; exec httpd -f -p 80 -h /w' >/dev/null
+		get() { printf 'GET / HTTP/1.0\r\n\r\n' | busybox nc -w 5 127.0.0.1 8091 | tail -n1; }; i=0; until [ "$(get 2>/dev/null)" = web ] || [ $((i+=1)) = 50 ]; do sleep 0.2; done; get
+		p rm -f -t 0 $A >/dev/null; kill $h`},
 }
