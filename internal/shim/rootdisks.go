@@ -35,20 +35,21 @@ func (s *service) takeRoot(ctx context.Context, c *container, from []*types.Moun
 		return nil
 	}
 	disks, readOnly, err := rootDisks(mounts)
-	if errors.Is(err, errVerity) {
+	switch {
+	case errors.Is(err, errVerity):
 		return err
+	case err != nil: // most often it is made of directories
+		s.log.Debug("the root is shared", "id", c.id, "reason", err)
+		return c.mountRoot(mounts)
 	}
-	if err == nil {
-		err = s.attachRoot(ctx, c, disks)
+	if err := s.attachRoot(ctx, c, disks); err != nil {
+		s.log.Info("the root is shared, not a disk", "id", c.id, "reason", err)
+		return c.mountRoot(mounts)
 	}
-	if err == nil {
-		if c.spec.Root != nil {
-			c.spec.Root.Readonly = c.spec.Root.Readonly || readOnly
-		}
-		return nil
+	if c.spec.Root != nil {
+		c.spec.Root.Readonly = c.spec.Root.Readonly || readOnly
 	}
-	s.log.Info("the root is shared, not a disk", "id", c.id, "reason", err)
-	return c.mountRoot(mounts)
+	return nil
 }
 
 // attachRoot has the virtual machine take disks for the container's root.

@@ -1,12 +1,17 @@
 package shim
 
 import (
+	"bytes"
 	"errors"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
+	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/mount"
+	"google.golang.org/protobuf/proto"
 )
 
 // erofs is a layer as containerd's snapshotter has it.
@@ -123,5 +128,31 @@ func TestPlanRootRefuses(t *testing.T) {
 	}
 	if _, err := planRoot([]mount.Mount{erofs("1", "X-containerd.dmverity=/s/1/.dmverity")}); !errors.Is(err, errVerity) {
 		t.Errorf("a layer that is to be checked: %v", err)
+	}
+}
+
+// TestOwnMounts: containerd is told which mounts to leave to the shim, in the forms of its versions.
+func TestOwnMounts(t *testing.T) {
+	var out bytes.Buffer
+	p := Program{Version: "1", In: strings.NewReader(""), Out: &out}
+	if err := p.answer(&bootstrap.BootstrapParams{}, "unix:///s"); err != nil {
+		t.Fatal(err)
+	}
+	var result bootstrap.BootstrapResult
+	var own types.MountCapabilities
+	err := proto.Unmarshal(out.Bytes(), &result)
+	if found, failed := result.FindExtension(&own); err != nil || failed != nil || !found {
+		t.Fatalf("the answer to start: %v, %v, found %v", err, failed, found)
+	}
+	if result.Address != "unix:///s" || !slices.Equal(own.Types, []string{"erofs"}) || !slices.Equal(own.Transforms, []string{"format", "mkdir"}) {
+		t.Errorf("the answer to start is %v with %v", &result, &own)
+	}
+	out.Reset()
+	if err := p.printInfo(); err != nil {
+		t.Fatal(err)
+	}
+	var info types.RuntimeInfo
+	if err := proto.Unmarshal(out.Bytes(), &info); err != nil || info.Annotations[allowMounts] != "format/*,mkdir/*,erofs" {
+		t.Errorf("the runtime's information: %v, %v", info.Annotations, err)
 	}
 }

@@ -102,6 +102,9 @@ func openAll(ctx context.Context, s vmm.Spec, undo *cleanup.Stack) error {
 		}
 	}
 	for _, d := range s.Disks {
+		if d.File != nil {
+			continue // its owner has it open
+		}
 		flag := os.O_RDWR
 		if d.ReadOnly {
 			flag = os.O_RDONLY
