@@ -37,7 +37,7 @@ mapfile -t cases < <(cases_of "$here/cases.sh" "$focus")
 # shellcheck disable=SC2317 # run_case calls it
 case_end() {
 	[ "$2" = 0 ] || k describe pods >"$out/$label/$1.pods" 2>&1
-	k delete pods --all --wait --timeout=60s >/dev/null 2>&1 || echo "pods were not removed"
+	k delete pods --all --wait --timeout=300s >/dev/null 2>&1 || echo "pods were not removed"
 }
 
 node_up

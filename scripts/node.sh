@@ -115,7 +115,7 @@ node_registry() {
 	"$node_cri/images.sh" "$work/trees" "$HUSK_BUSYBOX/bin/busybox" | grep -E "$1" >"$work/list"
 	"$top/build/conformance-images" "$registry" "$work/list" >"$out/images.log" 2>&1 &
 	children+=($!)
-	until_true 60 grep -q serving "$out/images.log"
+	until_true 600 grep -q serving "$out/images.log"
 }
 
 # node_containerd starts containerd with husk and runc, on the socket $work/sock.
@@ -126,7 +126,7 @@ node_containerd() {
 	} >"$work/config.toml"
 	PATH=$top/build/bin:$HUSK_CONTAINERD/bin:$PATH "$HUSK_CONTAINERD/bin/containerd" --config "$work/config.toml" >"$out/containerd.log" 2>&1 &
 	children+=($!)
-	until_true 60 "$HUSK_CONTAINERD/bin/ctr" -a "$work/sock" version
+	until_true 300 "$HUSK_CONTAINERD/bin/ctr" -a "$work/sock" version
 }
 
 # critest_run SOCKET HANDLER FOCUS runs Kubernetes' suite for container runtimes; FOCUS may be empty.

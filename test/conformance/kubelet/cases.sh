@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2154,SC2016 # variables of the script that sources this; text for shells inside
 # The cases of conformance-kubelet.sh, which sources this and sets runtime and work. What a case prints has to be the same with
-# every runtime; it fails where a command of it does.
+# every runtime; it fails where a command of it does. Output whose order counts comes in one stream.
 
 # pod NAME makes a pod of the specification on standard input.
 pod() {
@@ -20,12 +20,12 @@ pod() {
 }
 
 ready() {
-	k wait --for=condition=Ready "pod/$1" --timeout=120s >/dev/null
+	k wait --for=condition=Ready "pod/$1" --timeout=300s >/dev/null
 }
 
 # becomes POD JSONPATH VALUE waits for a value of the pod's.
 becomes() {
-	k wait --for=jsonpath="$2"="$3" "pod/$1" --timeout=120s >/dev/null
+	k wait --for=jsonpath="$2"="$3" "pod/$1" --timeout=300s >/dev/null
 }
 
 # field POD JSONPATH prints a value of the pod's, and its path.
@@ -55,7 +55,7 @@ case_containers() {
 	YAML
 	ready two
 	k exec two -c reader -- cat /d/file /m/file
-	k exec two -c reader -- sh -c 'echo x >/m/no; echo exit $?' 2>&1
+	k exec two -c reader -- sh -c 'exec 2>&1; echo x >/m/no; echo exit $?'
 	k exec two -c reader -- wget -q -O - http://127.0.0.1:8080/file
 	k exec two -c writer -- sh -c 'dd if=/dev/zero of=/memory/big bs=1M count=16 2>&1 | grep -o "No space.*"; rm /memory/big'
 	k exec two -c writer -- sh -c 'hostname; ls /proc/1/root/disk'
@@ -119,7 +119,7 @@ case_host_path() {
 		  - {name: file, mountPath: /etc/file}
 	YAML
 	ready host
-	inside host 'cat /tree/file /sub/file /one /etc/file; ls /tree; echo x >/readonly/no; echo exit $?' 2>&1
+	inside host 'exec 2>&1; cat /tree/file /sub/file /one /etc/file; ls /tree; echo x >/readonly/no; echo exit $?'
 	inside host 'echo of the pod >/new/made; echo changed >/etc/file; chown 5:6 /new/made; chmod 640 /new/made'
 	stat -c '%n %u %g %a' "$dir"/new/*/* | sed "s|$dir||"
 	cat "$dir/new/dir-host/made" "$dir/tree/file"
@@ -149,8 +149,8 @@ case_security() {
 	YAML
 	ready secure
 	inside secure 'id; grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status'
-	inside secure 'stat -c "%n %u %g %a" /data /memory; touch /data/file /memory/file; stat -c "%n %u %g" /data/file /memory/file; touch /no; echo exit $?' 2>&1
-	k exec secure -c capable -- sh -c 'id; grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status; chown 5 /data/file; echo exit $?' 2>&1
+	inside secure 'stat -c "%n %u %g %a" /data /memory; touch /data/file /memory/file; stat -c "%n %u %g" /data/file /memory/file; exec 2>&1; touch /no; echo exit $?'
+	k exec secure -c capable -- sh -c 'id; grep -E "^(Cap|NoNewPrivs|Seccomp:)" /proc/self/status; exec 2>&1; chown 5 /data/file; echo exit $?'
 }
 
 case_privileged() {
@@ -185,7 +185,7 @@ case_probes() {
 	ready probed
 	field probed '{.status.containerStatuses[0].started}'
 	inside probed 'rm /www/ready'
-	k wait --for=condition=Ready=false pod/probed --timeout=60s >/dev/null
+	k wait --for=condition=Ready=false pod/probed --timeout=300s >/dev/null
 	field probed '{.status.containerStatuses[0].ready}'
 	inside probed 'echo ok >/www/ready'
 	ready probed
@@ -359,7 +359,7 @@ case_projected() {
 	inside projected 'echo $COLOUR $WORD $NODE $NOTE $HOST; cat /one; ip -4 address show eth0 | grep -c "$IP/"'
 	inside projected 'head -c 3 /var/run/secrets/kubernetes.io/serviceaccount/token; echo; ls /var/run/secrets/kubernetes.io/serviceaccount; echo x >/all/no' 2>&1 || echo "refused"
 	k create configmap settings --from-literal=colour=blue --from-literal=size=small --dry-run=client -o yaml | k apply -f - >/dev/null 2>&1
-	until_true 90 inside projected 'grep blue /all/colour'
+	until_true 300 inside projected 'grep blue /all/colour'
 	inside projected 'cd /all; ls; cat colour size; cat /one'
 }
 
@@ -376,9 +376,9 @@ case_streams() {
 	head -c 3000000 /dev/zero | k exec -i io -- sh -c 'head -c 3000000 | wc -c'
 	k exec io -- sh -c 'head -c 3000000 /dev/zero' | wc -c
 	script -qec "'$programs/kubectl' --kubeconfig '$work/kubeconfig' -n $runtime exec -it io -- sh -c 'tty >/dev/null && echo a terminal'" \
-		/dev/null </dev/null | tr -d '\r'
+		/dev/null < <(sleep 5) | tr -d '\r'
 	(echo a line && sleep 4) | timeout 30 "$programs/kubectl" --kubeconfig "$work/kubeconfig" -n "$runtime" attach -i io 2>/dev/null || :
-	until_true 20 sh -c "'$programs/kubectl' --kubeconfig '$work/kubeconfig' -n $runtime logs io | grep -q got"
+	until_true 300 sh -c "'$programs/kubectl' --kubeconfig '$work/kubeconfig' -n $runtime logs io | grep -q got"
 	k logs io
 	k logs io --tail=1
 	echo to copy >"$work/host/$runtime/copy"
@@ -396,7 +396,7 @@ case_forwarded() {
 	ready web
 	k port-forward pod/web 18080:80 >"$work/forward" 2>&1 &
 	local forward=$!
-	until_true 30 busybox wget -q -O /dev/null http://127.0.0.1:18080/
+	until_true 300 busybox wget -q -O /dev/null http://127.0.0.1:18080/
 	busybox wget -q -O - http://127.0.0.1:18080/
 	busybox wget -q -O - http://127.0.0.1:18080/
 	kill "$forward"
@@ -420,7 +420,7 @@ case_hooks() {
 		    preStop: {exec: {command: [sh, -c, 'echo stopping >>/host/told']}}
 	YAML
 	ready hooks
-	k delete pod hooks --grace-period=20 --timeout=60s >/dev/null
+	k delete pod hooks --grace-period=20 --timeout=300s >/dev/null
 	cat "$dir/told"
 }
 
@@ -458,7 +458,7 @@ case_image_volume() {
 		- {name: main, image: busybox, command: [sleep, "1000"], volumeMounts: [{name: image, mountPath: /image}]}
 	YAML
 	ready imaged
-	inside imaged 'cat /image/usr/share/nginx/html/index.html; touch /image/no; echo exit $?' 2>&1
+	inside imaged 'exec 2>&1; cat /image/usr/share/nginx/html/index.html; touch /image/no; echo exit $?'
 }
 
 case_summary() {
@@ -472,7 +472,7 @@ case_summary() {
 		k get --raw /api/v1/nodes/node/proxy/stats/summary | jq -e --arg ns "$runtime" \
 			'.pods[] | select(.podRef.namespace == $ns) | .containers[] | select(.cpu.usageCoreNanoSeconds > 100000000 and .memory.workingSetBytes > 0)'
 	}
-	until_true 60 measured
+	until_true 300 measured
 	k get --raw /api/v1/nodes/node/proxy/stats/summary | jq --arg ns "$runtime" '.pods[] | select(.podRef.namespace == $ns)
 		| .containers[] | {name, cpu: (.cpu.usageCoreNanoSeconds > 0), memory: (.memory.workingSetBytes > 0), disk: (.rootfs.usedBytes != null)}'
 }
@@ -485,7 +485,7 @@ case_kubelet_restarts() {
 	ready stays
 	kubelet_stop
 	kubelet_start
-	until_true 60 k get --raw /api/v1/nodes/node/proxy/healthz
+	until_true 300 k get --raw /api/v1/nodes/node/proxy/healthz
 	sleep 3
 	inside stays 'ls /since'
 	field stays '{.status.containerStatuses[0].restartCount}'
@@ -503,5 +503,6 @@ case_sandbox_killed() {
 	kill -9 "$("${ctr[@]}" tasks list | awk -v id="$id" '$1 == id { print $2 }')"
 	becomes lost '{.status.containerStatuses[0].restartCount}' 1
 	ready lost
+	until_true 300 inside lost 'test "$(wc -l </data/runs)" = 2'
 	inside lost 'cat /data/runs'
 }

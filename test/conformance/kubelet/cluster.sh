@@ -97,9 +97,9 @@ cluster_up() {
 		--kubelet-preferred-address-types InternalIP >"$out/apiserver.log" 2>&1 &
 	apiserver_pid=$!
 	runtime=default
-	until_true 120 k get --raw /readyz
+	until_true 600 k get --raw /readyz
 	kubelet_start
-	until_true 120 node_is_ready
+	until_true 600 node_is_ready
 	k apply -f "$top/deploy/runtimeclass.yaml" >/dev/null
 	runtime=kube-system k apply --dry-run=server -f "$top/deploy/daemonset.yaml" >/dev/null
 	k apply -f - >/dev/null <<-YAML
