@@ -272,9 +272,9 @@ case_limits_filled() {
 		- name: main
 		  image: busybox
 		  command: [sleep, "1000"]
-		  resources: {limits: {memory: 192Mi, cpu: "1"}}
+		  resources: {limits: {memory: 192Mi, cpu: 500m}}
 		  volumeMounts: [{name: data, mountPath: /data}]
-		- {name: other, image: busybox, command: [sleep, "1000"], resources: {limits: {memory: 64Mi, cpu: "1"}}}
+		- {name: other, image: busybox, command: [sleep, "1000"], resources: {limits: {memory: 64Mi, cpu: 500m}}}
 	YAML
 	ready full
 	inside full 'dd if=/dev/zero of=/dev/null bs=150M count=1 2>/dev/null && echo used; dd if=/dev/zero of=/data/file bs=1M count=300 2>/dev/null; cp /data/file /copy; cat /data/file /copy | wc -c'
@@ -391,7 +391,7 @@ case_streams() {
 case_forwarded() {
 	pod web <<-'YAML'
 		containers:
-		- {name: main, image: nginx, ports: [{containerPort: 80, hostPort: 8099}]}
+		- {name: main, image: nginx, ports: [{containerPort: 80, hostPort: 8099}], readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}}
 	YAML
 	ready web
 	k port-forward pod/web 18080:80 >"$work/forward" 2>&1 &
@@ -436,7 +436,7 @@ case_network() {
 		- {name: main, image: busybox, command: [sleep, "1000"]}
 	YAML
 	ready named
-	inside named 'hostname; cat /etc/resolv.conf; grep -E "alias|name" /etc/hosts | sed "s/^10.88[^\t]*/IP/"; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced'
+	inside named 'hostname; cat /etc/resolv.conf; grep -E "alias|name" /etc/hosts | sed "s/^10.88[^\t]*/IP/"; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced' | sed "s/sub.$runtime.svc/sub.NAMESPACE.svc/"
 }
 
 case_ephemeral() {
