@@ -30,13 +30,6 @@ build_named() {
 	)
 }
 
-# build_critest DIR builds Kubernetes' suite for container runtimes.
-# shellcheck disable=SC2317 # cached calls it
-build_critest() {
-	mkdir -p "$1/bin" || return
-	(cd "$node_cri/critest" && CGO_ENABLED=0 "$go" test -c -o "$1/bin/critest" sigs.k8s.io/cri-tools/cmd/critest)
-}
-
 # unpack_busybox DIR unpacks Debian's busybox package, which cannot be installed beside the static one.
 # shellcheck disable=SC2317 # cached calls it
 unpack_busybox() {
@@ -127,25 +120,6 @@ node_containerd() {
 	PATH=$top/build/bin:$HUSK_CONTAINERD/bin:$PATH "$HUSK_CONTAINERD/bin/containerd" --config "$work/config.toml" >"$out/containerd.log" 2>&1 &
 	children+=($!)
 	until_true 300 "$HUSK_CONTAINERD/bin/ctr" -a "$work/sock" version
-}
-
-# critest_run SOCKET HANDLER FOCUS runs Kubernetes' suite for container runtimes; FOCUS may be empty.
-critest_run() {
-	local arguments=(-config /nonexistent -runtime-endpoint "$1" -image-endpoint "$1" -runtime-handler "$2"
-		--ginkgo.no-color --ginkgo.timeout=60m)
-	[ -z "$3" ] || arguments+=("--ginkgo.focus=$3")
-	timeout 4000 "$HUSK_CRITEST/bin/critest" "${arguments[@]}" >"$out/critest.log" 2>&1 || :
-}
-
-# critest_verdict DIFFERENCES fails when a spec of $out/critest.log failed that the file DIFFERENCES does not name.
-critest_verdict() {
-	local name wrong=0
-	grep -A1 '^• \[FAILED\]' "$out/critest.log" | sed -n 's/^\[k8s.io\] //p' | sort >"$out/failed" || :
-	grep -E '^Ran |Passed \|' "$out/critest.log" || { say "critest did not end by itself; see $out/critest.log" && return 1; }
-	while read -r name; do
-		grep -qFx -- "$name" <(sed 's/ *#.*//' "$1") || { say "failed: $name" && wrong=1; }
-	done <"$out/failed"
-	return $wrong
 }
 
 # run_case NAME runs the function case_NAME for $runtime, keeps what it prints in $out/$label, and calls case_end NAME CODE,

@@ -264,24 +264,6 @@ case_limits() {
 	field limited '{.status.qosClass}'
 }
 
-# What the pod's own control group on the node allows has to be enough for a virtual machine that is used to the full.
-case_limits_filled() {
-	pod full <<-'YAML'
-		volumes: [{name: data, emptyDir: {}}]
-		containers:
-		- name: main
-		  image: busybox
-		  command: [sleep, "1000"]
-		  resources: {limits: {memory: 192Mi, cpu: "1"}}
-		  volumeMounts: [{name: data, mountPath: /data}]
-		- {name: other, image: busybox, command: [sleep, "1000"], resources: {limits: {memory: 64Mi, cpu: "1"}}}
-	YAML
-	ready full
-	inside full 'dd if=/dev/zero of=/dev/null bs=150M count=1 2>/dev/null && echo used; dd if=/dev/zero of=/data/file bs=1M count=300 2>/dev/null; cp /data/file /copy; cat /data/file /copy | wc -c'
-	k exec full -c other -- sh -c 'dd if=/dev/zero of=/dev/null bs=45M count=1 2>/dev/null && echo used; ls -lR / >/dev/null 2>&1; echo listed'
-	field full '{.status.containerStatuses[*].restartCount}'
-}
-
 case_resize() {
 	pod larger <<-'YAML'
 		containers:
@@ -391,7 +373,7 @@ case_streams() {
 case_forwarded() {
 	pod web <<-'YAML'
 		containers:
-		- {name: main, image: nginx, ports: [{containerPort: 80, hostPort: 8099}]}
+		- {name: main, image: nginx, ports: [{containerPort: 80, hostPort: 8099}], readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}}
 	YAML
 	ready web
 	k port-forward pod/web 18080:80 >"$work/forward" 2>&1 &
@@ -436,7 +418,7 @@ case_network() {
 		- {name: main, image: busybox, command: [sleep, "1000"]}
 	YAML
 	ready named
-	inside named 'hostname; cat /etc/resolv.conf; grep -E "alias|name" /etc/hosts | sed "s/^10.88[^\t]*/IP/"; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced'
+	inside named 'hostname; cat /etc/resolv.conf; grep -E "alias|name" /etc/hosts | sed "s/^10.88[^\t]*/IP/"; cat /proc/sys/net/ipv4/ip_unprivileged_port_start /proc/sys/kernel/shm_rmid_forced' | sed "s/sub.$runtime.svc/sub.NAMESPACE.svc/"
 }
 
 case_ephemeral() {
@@ -498,6 +480,7 @@ case_sandbox_killed() {
 		- {name: main, image: busybox, command: [sh, -c, 'echo run >>/data/runs; sleep 1000'], volumeMounts: [{name: data, mountPath: /data}]}
 	YAML
 	ready lost
+	until_true 300 inside lost 'test -s /data/runs'
 	local ctr=("$HUSK_CONTAINERD/bin/ctr" -a "$work/sock" -n k8s.io) id
 	id=$("${ctr[@]}" containers list -q 'labels."io.cri-containerd.kind"==sandbox,labels."io.kubernetes.pod.name"==lost')
 	kill -9 "$("${ctr[@]}" tasks list | awk -v id="$id" '$1 == id { print $2 }')"
