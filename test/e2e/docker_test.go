@@ -24,7 +24,7 @@ func TestDocker(t *testing.T) {
 	t.Run("differs", func(t *testing.T) {
 		inside := *n
 		inside.t = t
-		inside.refuses("d run --rm --privileged --device /dev/loop0 demo true; d run --rm --device /dev/loop0 demo true", "/dev/loop0", "no medium")
+		inside.refuses("l=$(losetup -f); d run --rm --privileged --device $l demo true; d run --rm --device $l demo true", "/dev/loop", "no medium")
 		expect(t, "top", inside.run("husk", `d run -d --name $A demo sleep 1000 >/dev/null; d top $A | grep -c 'husk attend'; d rm -f $A >/dev/null`).stdout, "1\n")
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"regexp"
 	"strings"
 	"syscall"
@@ -66,7 +67,7 @@ func (n *node) withProcesses() {
 	n.t.Helper()
 	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-ec",
 		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
-			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; while :; do sleep 1; done")
+			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec catatonit -P")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begun(n.t, cmd).prints("ready")
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
@@ -146,23 +147,39 @@ func (n *node) refuses(script string, words ...string) {
 	}
 }
 
-// noCgroups checks that no control group of a container is left on this machine, and removes those of the
-// test's engine.
-func noCgroups(t *testing.T) {
+// noCgroups notes the control groups of containers on this machine; what it returns checks that no other is left, and
+// removes those of the test's engine.
+func noCgroups(t *testing.T) func() {
 	t.Helper()
-	var left []string
+	before := groupsOfContainers()
+	return func() {
+		t.Helper()
+		for _, l := range groupsOfContainers() {
+			if !slices.Contains(before, l) {
+				t.Errorf("left behind: control group %s", l)
+			}
+		}
+		removeGroups(t)
+	}
+}
+
+// groupsOfContainers are the control groups of podman's containers, less those of systemd, which are not of a test.
+func groupsOfContainers() (found []string) {
 	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, _ fs.DirEntry, err error) error { // what vanishes is not left
 		if err == nil && strings.HasPrefix(filepath.Base(path), "libpod-") {
-			left = append(left, path)
+			if !strings.HasSuffix(path, ".scope") {
+				found = append(found, path)
+			}
 			return fs.SkipDir
 		}
 		return nil
 	})
-	for _, l := range left {
-		if !strings.HasSuffix(l, ".scope") { // of systemd, and so not of this test
-			t.Errorf("left behind: control group %s", l)
-		}
-	}
+	return found
+}
+
+// removeGroups removes the empty control groups of podman and its pods.
+func removeGroups(t *testing.T) {
+	t.Helper()
 	for _, pattern := range []string{"/sys/fs/cgroup/libpod_parent", "/sys/fs/cgroup/*/libpod_parent"} {
 		dirs, _ := filepath.Glob(pattern)
 		for _, dir := range dirs {
