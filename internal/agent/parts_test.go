@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +17,17 @@ import (
 	"husk.dev/husk/internal/agent/cgroup"
 	"husk.dev/husk/internal/agent/runner"
 )
+
+// TestHolderTells takes what holders tell: one that ends without a word is not set up.
+func TestHolderTells(t *testing.T) {
+	for told, want := range map[string]string{
+		holderDone: "<nil>", "": "it ended before it was set up", "become nobody: no": "become nobody: no",
+	} {
+		if got := fmt.Sprint(isSetUp(strings.NewReader(told))); got != want {
+			t.Errorf("after %q: %s, want %s", told, got, want)
+		}
+	}
+}
 
 func TestStates(t *testing.T) {
 	all := []state{creating, created, running, paused, stopped}

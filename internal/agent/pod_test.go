@@ -42,6 +42,43 @@ func TestPod(t *testing.T) {
 	}
 }
 
+// TestPodOfOne makes a pod whose user namespace has nobody but root.
+func TestPodOfOne(t *testing.T) {
+	testenv.NeedRoot(t)
+	if _, err := exec.LookPath("crun"); err != nil {
+		t.Skip("needs crun: ", err)
+	}
+	guest := agenttest.Start(t, map[string]string{})
+	s := greet(t, guest)
+	one := []*agentv1.IDMapping{{Outer: 200000, Length: 1}}
+	_, err := s.MakePod(t.Context(), &agentv1.PodRequest{Id: "the-pod", Uids: one, Gids: one})
+	if err != nil && strings.Contains(err.Error(), "drop capabilities: "+syscall.ENOTSUP.Error()) {
+		t.Skip("the test has C code in it, unlike the agent of a guest: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids := holders(t, guest.PID())
+	if len(pids) != 1 {
+		t.Fatalf("the processes %v hold namespaces, want one", pids)
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pids[0]))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("its threads are %v, %v", threads, err)
+	}
+	for _, thread := range threads {
+		text, err := os.ReadFile(thread)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
+			if !strings.Contains(string(text), want+":\t0000000000000000\n") {
+				t.Errorf("%s is not empty:\n%s", want, text)
+			}
+		}
+	}
+}
+
 func testPod(t *testing.T, s *subject, agent int, r *agentv1.PodRequest) {
 	_, err := s.MakePod(t.Context(), &agentv1.PodRequest{Id: "the-pod", Uids: []*agentv1.IDMapping{{Length: 1}}})
 	wantCode(t, err, codes.InvalidArgument, "mappings")
