@@ -29,6 +29,43 @@ func TestHolderTells(t *testing.T) {
 	}
 }
 
+// TestPodBeingMade has a container ask for a namespace of a pod that is being made: others are not held up, and it hears
+// how that ends.
+func TestPodBeingMade(t *testing.T) {
+	a := New(Config{})
+	p := &pod{id: "p"}
+	p.mu.Lock()
+	if !a.takePod(p) || a.takePod(&pod{}) {
+		t.Error("a guest has one pod")
+	}
+	asked := make(chan error)
+	go func() {
+		_, err := a.namespace("ipc", "p")
+		asked <- err
+	}()
+	found := make(chan error)
+	go func() {
+		time.Sleep(50 * time.Millisecond) // the other waits by now
+		_, err := a.find("c")
+		found <- err
+	}()
+	select {
+	case err := <-found:
+		if err == nil {
+			t.Error("found a container that there is not")
+		}
+	case err := <-asked:
+		t.Fatalf("got a namespace of a pod that is not made: %v", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("no container can be found meanwhile")
+	}
+	p.failed = errors.New("no pod")
+	p.mu.Unlock()
+	if err := <-asked; !errors.Is(err, p.failed) {
+		t.Errorf("got %v, want %v", err, p.failed)
+	}
+}
+
 func TestStates(t *testing.T) {
 	all := []state{creating, created, running, paused, stopped}
 	want := map[state]string{creating: "created stopped", created: "running stopped", running: "paused stopped", paused: "running stopped", stopped: ""}

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -125,8 +126,32 @@ func testPod(t *testing.T, s *subject, agent int, r *agentv1.PodRequest) {
 	if got := run("ps -o args; kill -9 1; kill -TERM 1", "pid"); !strings.Contains(got, "sleep 1000") {
 		t.Errorf("in the pod's PID namespace are %q", got)
 	}
-	posture(t, holders(t, agent))
+	pids := holders(t, agent)
+	posture(t, pids)
 	s.destroy(t, sleeper)
+	if r.Uids == nil {
+		kill(t, pids[0])
+		if got := run("ps -o args", "pid"); !strings.Contains(got, "hold-namespaces") {
+			t.Errorf("after the end of what held the pod's PID namespace there are %q", got)
+		}
+		if again := holders(t, agent); len(again) != 1 || again[0] == pids[0] {
+			t.Errorf("after the end of process %d %v hold namespaces", pids[0], again)
+		}
+	}
+}
+
+// kill kills a process of another's and waits until that has taken its status, and some time to make use of it.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("process %d does not end", pid)
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
 }
 
 // holders are the processes of an agent that hold namespaces.
