@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -286,11 +287,12 @@ func (a *Agent) bundle(config []byte, undo *cleanup.Stack) (string, error) {
 // its first container holds where no pod was made.
 func (a *Agent) namespace(kind, id string) (string, error) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
-	if p := a.pod; p != nil && (id == "" || id == p.id) {
-		return a.podNamespace(p, kind)
+	p, order := a.pod, slices.Clone(a.order)
+	a.mu.Unlock()
+	if p != nil && (id == "" || id == p.id) {
+		return a.podNamespace(p, kind) // which may take long
 	}
-	for _, c := range a.order {
+	for _, c := range order {
 		if id != "" && c.id != id {
 			continue
 		}

@@ -15,8 +15,9 @@ import (
 const (
 	// holderArg, as the program's only argument, makes a process of it that Hold is for.
 	holderArg = "hold-namespaces"
-	// holderReady is the descriptor on which it tells that it is set up: by its end, after a reason where it is not.
+	// holderReady is the descriptor on which it tells that it is set up, by holderDone, or the reason why not.
 	holderReady = 3
+	holderDone  = "+"
 	// nobody is the user that a holder is, in whatever user namespace.
 	nobody = 65534
 	// holderWait bounds the wait for it.
@@ -44,6 +45,9 @@ func Hold() {
 		_, _ = syscall.Write(holderReady, []byte(err.Error())) // there is no other way to tell
 		os.Exit(1)
 	}
+	if _, err := syscall.Write(holderReady, []byte(holderDone)); err != nil {
+		os.Exit(1)
+	}
 	_ = syscall.Close(holderReady) // it is open
 	for {
 		_ = syscall.Pause() // nothing comes
@@ -51,28 +55,28 @@ func Hold() {
 }
 
 // nothing takes all from this process that one of a container could get hold of through it: files, user, capabilities.
-// A process that has changed its user cannot be traced by another without the right to trace any (ptrace(2)).
+// A process that has changed its user has no capabilities, and cannot be traced by another without the right to trace any
+// (ptrace(2)). In a user namespace that has none of the users that it could become it stays root, and drops them itself.
 func nothing() error {
 	if err := sys.EmptyRoot(); err != nil {
 		return err
 	}
-	err := syscall.Setgroups(nil)
-	for _, id := range []int{nobody, 1} { // a small user namespace may not have the first
-		if err == nil {
-			err = syscall.Setgid(id)
-		}
-		if err == nil {
-			err = syscall.Setuid(id)
-		}
-		if err != syscall.EINVAL {
-			break
-		}
-		err = nil
+	if err := syscall.Setgroups(nil); err != nil {
+		return fmt.Errorf("leave all groups: %w", err)
 	}
-	if err != nil {
-		return fmt.Errorf("become nobody: %w", err)
+	for _, become := range []func(int) error{syscall.Setgid, syscall.Setuid} {
+		err := become(nobody)
+		if err == syscall.EINVAL { // a small user namespace may not have it
+			err = become(1)
+		}
+		if err != nil && err != syscall.EINVAL {
+			return fmt.Errorf("become nobody: %w", err)
+		}
 	}
-	return nil
+	if syscall.Getuid() != 0 {
+		return nil
+	}
+	return sys.DropCapabilities()
 }
 
 // hold starts a holder with namespaces of its own, the PID namespace and those that attr names, and waits until it is set up.
@@ -104,16 +108,27 @@ func (a *Agent) hold(attr syscall.SysProcAttr) (*holder, error) {
 	theirs.Close()
 	err = ready.SetReadDeadline(time.Now().Add(holderWait))
 	if err == nil {
-		var reason []byte
-		if reason, err = io.ReadAll(io.LimitReader(ready, maxReason)); len(reason) > 0 {
-			err = errors.New(string(reason))
-		}
+		err = isSetUp(ready)
 	}
 	if err != nil {
 		_ = a.reaper.Signal(pid, syscall.SIGKILL) // it may have exited
 		return nil, fmt.Errorf("hold namespaces: %w", err)
 	}
 	return h, nil
+}
+
+// isSetUp takes what a holder tells of itself. One that was killed before tells nothing.
+func isSetUp(ready io.Reader) error {
+	told, err := io.ReadAll(io.LimitReader(ready, maxReason))
+	switch {
+	case string(told) == holderDone:
+		return nil
+	case len(told) > 0:
+		return errors.New(string(told))
+	case err != nil:
+		return err
+	}
+	return errors.New("it ended before it was set up")
 }
 
 // namespace is the path of the holder's namespace of a kind, and whether the holder is there.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -16,6 +17,54 @@ import (
 	"husk.dev/husk/internal/agent/cgroup"
 	"husk.dev/husk/internal/agent/runner"
 )
+
+// TestHolderTells takes what holders tell: one that ends without a word is not set up.
+func TestHolderTells(t *testing.T) {
+	for told, want := range map[string]string{
+		holderDone: "<nil>", "": "it ended before it was set up", "become nobody: no": "become nobody: no",
+	} {
+		if got := fmt.Sprint(isSetUp(strings.NewReader(told))); got != want {
+			t.Errorf("after %q: %s, want %s", told, got, want)
+		}
+	}
+}
+
+// TestPodBeingMade has a container ask for a namespace of a pod that is being made: others are not held up, and it hears
+// how that ends.
+func TestPodBeingMade(t *testing.T) {
+	a := New(Config{})
+	p := &pod{id: "p"}
+	p.mu.Lock()
+	if !a.takePod(p) || a.takePod(&pod{}) {
+		t.Error("a guest has one pod")
+	}
+	asked := make(chan error)
+	go func() {
+		_, err := a.namespace("ipc", "p")
+		asked <- err
+	}()
+	found := make(chan error)
+	go func() {
+		time.Sleep(50 * time.Millisecond) // the other waits by now
+		_, err := a.find("c")
+		found <- err
+	}()
+	select {
+	case err := <-found:
+		if err == nil {
+			t.Error("found a container that there is not")
+		}
+	case err := <-asked:
+		t.Fatalf("got a namespace of a pod that is not made: %v", err)
+	case <-time.After(10 * time.Second):
+		t.Fatal("no container can be found meanwhile")
+	}
+	p.failed = errors.New("no pod")
+	p.mu.Unlock()
+	if err := <-asked; !errors.Is(err, p.failed) {
+		t.Errorf("got %v, want %v", err, p.failed)
+	}
+}
 
 func TestStates(t *testing.T) {
 	all := []state{creating, created, running, paused, stopped}

@@ -25,11 +25,13 @@ const maxMappings = 340
 type pod struct {
 	id string
 
-	mu sync.Mutex
+	user bool
+
+	mu sync.Mutex // held while a holder starts, which may take long; never taken with the agent's held
 	// holder has the pod's PID namespace, once a container has asked for it. With user it is there from the beginning, and
 	// its are the user, IPC and UTS namespaces, which are the guest's own without. Guarded by mu.
 	holder *holder
-	user   bool
+	failed error // why the pod was not made; guarded by mu
 }
 
 // MakePod makes what the containers of a pod share.
@@ -44,15 +46,36 @@ func (a *Agent) makePod(r *agentv1.PodRequest) error {
 	if len(r.GetUids()) > maxMappings || len(r.GetGids()) > maxMappings || (len(r.GetUids()) == 0) != (len(r.GetGids()) == 0) {
 		return fail(codes.InvalidArgument, "a user namespace has 1 to %d mappings of users, and of groups", maxMappings)
 	}
+	p := &pod{id: r.GetId(), user: len(r.GetUids()) > 0}
+	p.mu.Lock() // whoever finds the pod waits until it is made
+	defer p.mu.Unlock()
+	if !a.takePod(p) {
+		return fail(codes.FailedPrecondition, "the guest has a pod or containers already")
+	}
+	if p.failed = a.preparePod(p, r); p.failed != nil {
+		a.mu.Lock()
+		a.pod = nil
+		a.mu.Unlock()
+	}
+	return p.failed
+}
+
+// takePod makes p the guest's pod, where it has none and no containers.
+func (a *Agent) takePod(p *pod) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.pod != nil || len(a.order) > 0 {
-		return fail(codes.FailedPrecondition, "the guest has a pod or containers already")
+		return false
 	}
+	a.pod = p
+	return true
+}
+
+// preparePod makes what p is to have from the beginning. Preconditions: p.mu is held.
+func (a *Agent) preparePod(p *pod, r *agentv1.PodRequest) error {
 	if err := a.setHostname(r.GetHostname()); err != nil {
 		return err
 	}
-	p := &pod{id: r.GetId(), user: len(r.GetUids()) > 0}
 	if p.user {
 		var err error
 		p.holder, err = a.hold(syscall.SysProcAttr{
@@ -70,7 +93,6 @@ func (a *Agent) makePod(r *agentv1.PodRequest) error {
 		}
 		return err
 	}
-	a.pod = p
 	return nil
 }
 
@@ -120,10 +142,18 @@ func (a *Agent) podNamespace(p *pod, kind string) (string, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
+	case p.failed != nil:
+		return "", p.failed
 	case kind == "user" && !p.user:
 		return "", nil
 	case kind != "pid" && !p.user:
 		return fmt.Sprintf("/proc/%d/ns/%s", os.Getpid(), kind), nil
+	}
+	if p.holder != nil && !p.user {
+		// When process 1 of a PID namespace has ended, so have all others of it: the next have one of their own.
+		if _, found := p.holder.namespace(kind); !found {
+			p.holder = nil
+		}
 	}
 	if p.holder == nil {
 		var err error

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -39,6 +40,43 @@ func TestPod(t *testing.T) {
 				Id: "the-pod", Sysctls: map[string]string{"kernel.shmmni": "1234"}, Uids: c.users, Gids: c.users,
 			})
 		})
+	}
+}
+
+// TestPodOfOne makes a pod whose user namespace has nobody but root.
+func TestPodOfOne(t *testing.T) {
+	testenv.NeedRoot(t)
+	if _, err := exec.LookPath("crun"); err != nil {
+		t.Skip("needs crun: ", err)
+	}
+	guest := agenttest.Start(t, map[string]string{})
+	s := greet(t, guest)
+	one := []*agentv1.IDMapping{{Outer: 200000, Length: 1}}
+	_, err := s.MakePod(t.Context(), &agentv1.PodRequest{Id: "the-pod", Uids: one, Gids: one})
+	if err != nil && strings.Contains(err.Error(), "drop capabilities: "+syscall.ENOTSUP.Error()) {
+		t.Skip("the test has C code in it, unlike the agent of a guest: ", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pids := holders(t, guest.PID())
+	if len(pids) != 1 {
+		t.Fatalf("the processes %v hold namespaces, want one", pids)
+	}
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", pids[0]))
+	if err != nil || len(threads) == 0 {
+		t.Fatalf("its threads are %v, %v", threads, err)
+	}
+	for _, thread := range threads {
+		text, err := os.ReadFile(thread)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{"CapInh", "CapPrm", "CapEff", "CapAmb"} {
+			if !strings.Contains(string(text), want+":\t0000000000000000\n") {
+				t.Errorf("%s is not empty:\n%s", want, text)
+			}
+		}
 	}
 }
 
@@ -88,8 +126,32 @@ func testPod(t *testing.T, s *subject, agent int, r *agentv1.PodRequest) {
 	if got := run("ps -o args; kill -9 1; kill -TERM 1", "pid"); !strings.Contains(got, "sleep 1000") {
 		t.Errorf("in the pod's PID namespace are %q", got)
 	}
-	posture(t, holders(t, agent))
+	pids := holders(t, agent)
+	posture(t, pids)
 	s.destroy(t, sleeper)
+	if r.Uids == nil {
+		kill(t, pids[0])
+		if got := run("ps -o args", "pid"); !strings.Contains(got, "hold-namespaces") {
+			t.Errorf("after the end of what held the pod's PID namespace there are %q", got)
+		}
+		if again := holders(t, agent); len(again) != 1 || again[0] == pids[0] {
+			t.Errorf("after the end of process %d %v hold namespaces", pids[0], again)
+		}
+	}
+}
+
+// kill kills a process of another's and waits until that has taken its status, and some time to make use of it.
+func kill(t *testing.T, pid int) {
+	t.Helper()
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(10 * time.Second); syscall.Kill(pid, 0) == nil; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("process %d does not end", pid)
+		}
+	}
+	time.Sleep(100 * time.Millisecond)
 }
 
 // holders are the processes of an agent that hold namespaces.

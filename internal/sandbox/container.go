@@ -49,6 +49,7 @@ type container struct {
 	alone    bool           // has a network of its own within the VM, with loopback only
 	warnings []string       // what was done otherwise than it was asked for
 	told     time.Time      // when Options.OutOfMemory was called
+	telling  chan struct{}  // closed when that call has returned; nil before the first
 }
 
 // moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").
@@ -114,6 +115,7 @@ func (c *container) process(exec string) *process {
 // follow waits for the init's end, records it and ends the sandbox when no container is left.
 func (c *container) follow() {
 	c.init.finish(func(exit Exit) {
+		c.awaitTold()
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		c.record.ExitStatus, c.record.ExitedAt, c.record.Reason = int(exit.Status), exit.Time, exit.Reason

@@ -13,18 +13,43 @@ type Engine struct {
 // oomEvery is how often an engine hears at most that a container had no memory: a guest can say so as often as it likes.
 const oomEvery = time.Second
 
+// oomWait bounds for how long the end of a container waits for the engine to hear of it.
+const oomWait = time.Second
+
 // outOfMemory takes the news that the guest's kernel killed a process of the container for want of memory.
 func (c *container) outOfMemory() {
 	now, tell := time.Now(), c.sandbox.options.OutOfMemory
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	c.publishLocked(Event{Kind: OOM, Time: now})
-	if now.Sub(c.told) < oomEvery {
-		tell = nil
-	} else {
-		c.told = now
+	if tell == nil || now.Sub(c.told) < oomEvery {
+		return
 	}
-	c.mu.Unlock()
-	if tell != nil {
+	select {
+	case <-c.telling:
+	default:
+		if c.telling != nil {
+			return // an engine that hangs has no use for more of the same
+		}
+	}
+	telling := make(chan struct{})
+	c.told, c.telling = now, telling
+	go func() {
+		defer close(telling)
 		tell(c.id, c.engine)
+	}()
+}
+
+// awaitTold waits until the engine has heard of what outOfMemory took, for as long as one may that does not hang.
+func (c *container) awaitTold() {
+	c.mu.Lock()
+	telling := c.telling
+	c.mu.Unlock()
+	if telling == nil {
+		return
+	}
+	select {
+	case <-telling:
+	case <-time.After(oomWait):
 	}
 }

@@ -53,7 +53,8 @@ type Options struct {
 	// Dir is the state directory of the container that the VM is made for, and of the VM itself.
 	Dir *state.Dir
 	// OutOfMemory hears that the guest's kernel killed a process of a container for want of memory, before the end of the
-	// process is told; nil: nobody does. The guest waits for it, and it is called at most once a second for one container.
+	// container is told; nil: nobody does. It is called at most once at a time and a second for one container, whose end waits
+	// for it a little.
 	OutOfMemory func(id string, engine Engine)
 	// Keep has the VM outlive its last container, until End.
 	Keep bool

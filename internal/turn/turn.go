@@ -13,14 +13,21 @@ import (
 	"husk.dev/husk/internal/sys"
 )
 
-// A process that waits looks for a place after minPoll, and ever less often the longer it has waited, up to maxPoll: a
-// hundred of them must not keep a processor busy.
+// A process that waits looks for a place after maxPoll, and ever more often the longer it has waited, down to minPoll: one
+// that has waited long is likely to find a free place before those that have just come, or it might wait until whoever
+// asked for the work gives up. A hundred of them must not keep a processor busy, so it takes its time to become eager.
 const (
-	minPoll = 5 * time.Millisecond
+	minPoll = 10 * time.Millisecond
 	maxPoll = 50 * time.Millisecond
+	// slope is the time waited that makes the time between two looks shorter by one part of it.
+	slope = 1000
 )
 
-// Queue is a number of places that processes take in turn. Each place is a file that whoever has it holds a lock on, so
+// poll is how long a process that has waited for some time waits until it looks again.
+func poll(waited time.Duration) time.Duration { return max(maxPoll-waited/slope, minPoll) }
+
+// Queue is a number of places that processes take, those that have waited for longer more likely than others, in no certain
+// order. Each place is a file that whoever has it holds a lock on, so
 // a process that is killed gives its place back.
 type Queue struct {
 	Dir    string        // where the files lie; made when it is not there
@@ -59,7 +66,7 @@ func (q Queue) Take(ctx context.Context) (release func(), err error) {
 			}
 		}
 		select {
-		case <-time.After(min(max(time.Since(began)/20, minPoll), maxPoll)):
+		case <-time.After(poll(time.Since(began))):
 		case <-ctx.Done():
 			return nil, fmt.Errorf("take a turn: %w", ctx.Err())
 		}
