@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -360,22 +359,4 @@ func (s *service) SandboxMetrics(ctx context.Context, r *api.SandboxMetricsReque
 		return nil, err
 	}
 	return &api.SandboxMetricsResponse{Metrics: &types.Metric{Timestamp: timestamppb.Now(), ID: p.id, Data: data}}, nil
-}
-
-// statistics are those of a container or pod, in the form that containerd knows.
-func statistics(ctx context.Context, box *sandbox.Sandbox, name string) (*anypb.Any, error) {
-	stats, err := box.Stats(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	unified, err := sys.UnifiedCgroups()
-	if err != nil {
-		return nil, err
-	}
-	m := metrics(stats, unified)
-	data, err := proto.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encode statistics: %w", err)
-	}
-	return &anypb.Any{TypeUrl: typeURL(m), Value: data}, nil
 }
