@@ -48,7 +48,7 @@ type container struct {
 	limitMiB int            // of its memory, 0 for none
 	alone    bool           // has a network of its own within the VM, with loopback only
 	warnings []string       // what was done otherwise than it was asked for
-	told     time.Time      // when Options.OutOfMemory was called
+	told     time.Time      // when it last was that it had no memory
 }
 
 // moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").

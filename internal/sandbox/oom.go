@@ -10,21 +10,20 @@ type Engine struct {
 	Namespace string   // containerd's, that the container is in
 }
 
-// oomEvery is how often an engine hears at most that a container had no memory: a guest can say so as often as it likes.
+// oomEvery is how often it is told at most that a container had no memory: a guest can say so as often as it likes.
 const oomEvery = time.Second
 
 // outOfMemory takes the news that the guest's kernel killed a process of the container for want of memory.
 func (c *container) outOfMemory() {
-	now, tell := time.Now(), c.sandbox.options.OutOfMemory
+	now := time.Now()
 	c.mu.Lock()
-	c.publishLocked(Event{Kind: OOM, Time: now})
-	if now.Sub(c.told) < oomEvery {
-		tell = nil
-	} else {
+	tell := now.Sub(c.told) >= oomEvery
+	if tell {
 		c.told = now
+		c.publishLocked(Event{Kind: OOM, Time: now})
 	}
 	c.mu.Unlock()
-	if tell != nil {
-		tell(c.id, c.engine)
+	if f := c.sandbox.options.OutOfMemory; tell && f != nil {
+		f(c.id, c.engine)
 	}
 }
