@@ -81,7 +81,7 @@ func joinScope(name string, all []hierarchy, pids []int) (*Group, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Group{scope: s}
+	g := &Group{scope: s, hierarchies: all}
 	err = withManager(func(ctx context.Context, m *manager) error {
 		g.path = m.path(s)
 		return m.start(ctx, s, pids)
@@ -92,10 +92,10 @@ func joinScope(name string, all []hierarchy, pids []int) (*Group, error) {
 	old := slices.DeleteFunc(counting(all), func(h hierarchy) bool { return h.unified })
 	if len(old) > 0 {
 		if _, err := join(g.path, old, pids); err != nil {
+			_ = errors.Join(g.Leave(), g.Remove()) // the error that led here is the one to tell
 			return nil, err
 		}
 	}
-	g.hierarchies = all
 	return g, nil
 }
 

@@ -105,6 +105,32 @@ func TestScope(t *testing.T) {
 	if err := Place("no-slice:a:b", os.Getpid()); err == nil {
 		t.Error("a scope in what is no slice was made")
 	}
+	scopeUndone(t, name, unit)
+}
+
+// scopeUndone has a hierarchy of version 1 take no process, once systemd has made the scope: nothing is left of it.
+func scopeUndone(t *testing.T, name, unit string) {
+	t.Helper()
+	own := func() string {
+		data, err := os.ReadFile("/proc/self/cgroup")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	before := own()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := append(hierarchies(string(mounts), before), hierarchy{dir: t.TempDir(), own: "/"})
+	if _, err := joinScope(name, all, []int{os.Getpid()}); err == nil {
+		t.Error("a directory that is no hierarchy took a process")
+	}
+	shows(t, unit, "ActiveState=inactive", "LoadState=not-found")
+	if after := own(); after != before {
+		t.Errorf("after the failure in %s, before in %s", after, before)
+	}
 }
 
 // shows checks properties of a unit as systemctl prints them.

@@ -7,6 +7,7 @@ import (
 
 	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/ocispec"
+	"husk.dev/husk/internal/sys"
 )
 
 // joinCgroup puts this process, with all that it starts from now on, and the process that stands for the container
@@ -24,11 +25,7 @@ func (s *Sandbox) joinCgroup(c *container, plan *ocispec.Plan, r CreateRequest) 
 	if err != nil {
 		return err
 	}
-	var others []int
-	if r.HostPID > 0 && r.HostPID != os.Getppid() { // run in the foreground is its own caller's
-		others = append(others, r.HostPID)
-	}
-	group, err := hostcgroup.Join(plan.CgroupsPath, others...)
+	group, err := hostcgroup.Join(plan.CgroupsPath, toMove(r.HostPID)...)
 	if err != nil {
 		s.log.Warn("the processes of the sandbox stay in the caller's control group", "error", err)
 		return nil
@@ -38,6 +35,17 @@ func (s *Sandbox) joinCgroup(c *container, plan *ocispec.Plan, r CreateRequest) 
 	s.cgroup = group
 	s.undo.Add(group.Leave)
 	return nil
+}
+
+// toMove is the process that stands for a container, where it is to join the group that this process joins.
+func toMove(hostPID int) []int {
+	switch {
+	case hostPID <= 0, hostPID == os.Getppid(): // run in the foreground is its own caller's
+		return nil
+	case sys.IsOwnThread(hostPID): // which is where all of this process is, and systemd takes no threads
+		return nil
+	}
+	return []int{hostPID}
 }
 
 // hostLimits are the limits of the first container that are the VM's too. Those of a pod's sandbox are of a process

@@ -48,8 +48,8 @@ type container struct {
 	limitMiB int            // of its memory, 0 for none
 	alone    bool           // has a network of its own within the VM, with loopback only
 	warnings []string       // what was done otherwise than it was asked for
-	told     time.Time      // when Options.OutOfMemory was called
-	telling  chan struct{}  // closed when that call has returned; nil before the first
+	told     time.Time      // when it last was that it had no memory
+	telling  chan struct{}  // closed when Options.OutOfMemory has returned; nil before it was called
 }
 
 // moves says which status may follow which (runtime-spec, runtime.md, "State" and "Lifecycle").

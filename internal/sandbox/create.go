@@ -212,19 +212,20 @@ func (s *Sandbox) abandon(cause error) {
 // is to leave nothing behind. The owner calls it last, once Done is closed.
 func (s *Sandbox) Remove() error {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.remove {
+	remove, group, dir := s.remove, s.cgroup, s.pod.dir
+	s.mu.Unlock()
+	if !remove {
 		return nil
 	}
-	if err := s.cgroup.Remove(); err != nil {
+	if err := group.Remove(); err != nil {
 		s.log.Warn("free sandbox", "error", err)
 	}
-	if s.pod.dir == s.options.Dir { // else another container may have the id
+	if dir == s.options.Dir { // else another container may have the id
 		if err := os.RemoveAll(s.options.Config.ContainerDir(s.options.Dir.ID())); err != nil {
 			return fmt.Errorf("remove the container's data: %w", err)
 		}
 	}
-	return s.pod.dir.Remove()
+	return dir.Remove()
 }
 
 // newContainer takes over the state directory of a container that is to be made.

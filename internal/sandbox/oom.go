@@ -10,7 +10,7 @@ type Engine struct {
 	Namespace string   // containerd's, that the container is in
 }
 
-// oomEvery is how often an engine hears at most that a container had no memory: a guest can say so as often as it likes.
+// oomEvery is how often it is told at most that a container had no memory: a guest can say so as often as it likes.
 const oomEvery = time.Second
 
 // oomWait bounds for how long the end of a container waits for the engine to hear of it.
@@ -21,8 +21,12 @@ func (c *container) outOfMemory() {
 	now, tell := time.Now(), c.sandbox.options.OutOfMemory
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if now.Sub(c.told) < oomEvery {
+		return
+	}
+	c.told = now
 	c.publishLocked(Event{Kind: OOM, Time: now})
-	if tell == nil || now.Sub(c.told) < oomEvery {
+	if tell == nil {
 		return
 	}
 	select {
@@ -33,7 +37,7 @@ func (c *container) outOfMemory() {
 		}
 	}
 	telling := make(chan struct{})
-	c.told, c.telling = now, telling
+	c.telling = telling
 	go func() {
 		defer close(telling)
 		tell(c.id, c.engine)

@@ -38,6 +38,11 @@ func TestOutOfMemory(t *testing.T) {
 	if err := s.Create(t.Context(), request); err != nil {
 		t.Fatal(err)
 	}
+	happened, unsubscribe, err := s.Events("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unsubscribe()
 	close(begin)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
 	defer cancel()
@@ -47,6 +52,9 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	if want := []told{{"c", request.Engine}}; !reflect.DeepEqual(all, want) {
 		t.Errorf("the engine heard %+v, want %+v", all, want)
+	}
+	if first, second := <-happened, <-happened; first.Kind != OOM || second.Kind != ExitKind {
+		t.Errorf("subscribers heard %s, then %s", first.Kind, second.Kind)
 	}
 }
 

@@ -308,7 +308,7 @@ func (s *Sandbox) Processes(ctx context.Context, id string) (*agentv1.ProcessesR
 	return answer, explain(err, "list processes of container %q", id)
 }
 
-// Events returns a channel of the container's events; cancel ends it.
+// Events returns a channel of the container's events; cancel ends it. Of OOM there is one a second at most.
 func (s *Sandbox) Events(id string) (events <-chan Event, cancel func(), err error) {
 	c, err := s.container(id)
 	if err != nil {

@@ -174,7 +174,7 @@ func (c *container) standIn(ctx context.Context, log *slog.Logger) (err error) {
 			return err
 		}
 	}
-	readOnly := c.spec.Root.Readonly
+	readOnly := c.spec.Root != nil && c.spec.Root.Readonly // disks need no root of the configuration's
 	places := ocispec.Places(c.bundle, c.spec)
 	c.stand, err = sys.NewStandIn(path, func() error {
 		if c.disks != nil { // only the guest sees its files

@@ -158,9 +158,6 @@ func (c *container) begin(ctx context.Context, host *Host) (*state.Dir, []byte, 
 	return dir, data, nil
 }
 
-// oomEvery is how often containerd hears at most that a container had no memory.
-const oomEvery = time.Second
-
 // watchMemory tells containerd when the guest's kernel kills for want of memory.
 func (s *service) watchMemory(box *sandbox.Sandbox, c *container) {
 	happened, cancel, err := box.Events(c.name)
@@ -168,12 +165,10 @@ func (s *service) watchMemory(box *sandbox.Sandbox, c *container) {
 		return // it is gone already
 	}
 	defer cancel()
-	var told time.Time
 	for {
 		select {
 		case e := <-happened:
-			if e.Kind == sandbox.OOM && time.Since(told) > oomEvery { // a guest can have as many as it likes
-				told = time.Now()
+			if e.Kind == sandbox.OOM {
 				s.events.publish(topicOOM, &events.TaskOOM{ContainerID: c.id})
 			}
 		case <-c.init.exited:

@@ -14,7 +14,6 @@ import (
 	"github.com/containerd/ttrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -297,11 +296,17 @@ func (s *service) PingSandbox(_ context.Context, r *api.PingRequest) (*api.PingR
 
 // ShutdownSandbox implements the Sandbox API: it removes all that there is, and ends the shim.
 func (s *service) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxRequest) (*api.ShutdownSandboxResponse, error) {
+	s.making.Lock() // CreateSandbox may go on, of which nobody waits for the end any more
 	p, err := s.findPod(r.SandboxID)
 	if err != nil {
-		return nil, err
+		unused := s.unused(r.SandboxID)
+		s.making.Unlock()
+		if !unused {
+			return nil, err
+		}
+		s.endSoon()
+		return &api.ShutdownSandboxResponse{}, nil
 	}
-	s.making.Lock()
 	err = s.stopPod(p, "the pod was removed")
 	s.making.Unlock()
 	s.mu.Lock()
@@ -320,9 +325,21 @@ func (s *service) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 	if err != nil { // the shim ends all the same, and containerd has what is left removed
 		s.log.Warn("remove sandbox", "id", p.id, "error", err)
 	}
+	s.endSoon()
+	return &api.ShutdownSandboxResponse{}, nil
+}
+
+// unused tells whether the shim was started for sandbox id and has nothing: CreateSandbox has failed, or never came.
+func (s *service) unused(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return id == s.id && s.pod == nil && len(s.containers) == 0
+}
+
+// endSoon ends the shim once the answer that tells so has gone.
+func (s *service) endSoon() {
 	s.unlisten()
 	time.AfterFunc(lastAnswerWait, func() { s.endOnce.Do(func() { close(s.end) }) })
-	return &api.ShutdownSandboxResponse{}, nil
 }
 
 // SandboxMetrics implements the Sandbox API with what the guest counts for all containers together.
@@ -342,22 +359,4 @@ func (s *service) SandboxMetrics(ctx context.Context, r *api.SandboxMetricsReque
 		return nil, err
 	}
 	return &api.SandboxMetricsResponse{Metrics: &types.Metric{Timestamp: timestamppb.Now(), ID: p.id, Data: data}}, nil
-}
-
-// statistics are those of a container or pod, in the form that containerd knows.
-func statistics(ctx context.Context, box *sandbox.Sandbox, name string) (*anypb.Any, error) {
-	stats, err := box.Stats(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	unified, err := sys.UnifiedCgroups()
-	if err != nil {
-		return nil, err
-	}
-	m := metrics(stats, unified)
-	data, err := proto.Marshal(m)
-	if err != nil {
-		return nil, fmt.Errorf("encode statistics: %w", err)
-	}
-	return &anypb.Any{TypeUrl: typeURL(m), Value: data}, nil
 }

@@ -466,3 +466,26 @@ func TestPodRefused(t *testing.T) {
 		t.Errorf("left: %v, %v", entries, err)
 	}
 }
+
+// TestPodUnmade has containerd shut down a sandbox that could not be made, which ends its shim.
+func TestPodUnmade(t *testing.T) {
+	p := newPodShim(t)
+	options := &anypb.Any{TypeUrl: "some.Options"}
+	if _, err := p.CreateSandbox(t.Context(), &api.CreateSandboxRequest{SandboxID: "pod", BundlePath: p.bundle, Options: options}); status.Code(err) != codes.InvalidArgument {
+		t.Fatalf("a sandbox with options of no known type: %v", err)
+	}
+	if _, err := p.ShutdownSandbox(t.Context(), &api.ShutdownSandboxRequest{SandboxID: "other"}); status.Code(err) != codes.NotFound {
+		t.Errorf("another sandbox was shut down: %v", err)
+	}
+	if _, err := p.ShutdownSandbox(t.Context(), &api.ShutdownSandboxRequest{SandboxID: "pod"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(p.shim.socket); !os.IsNotExist(err) {
+		t.Errorf("the socket is left: %v", err)
+	}
+	select {
+	case <-p.shim.end:
+	case <-time.After(time.Minute):
+		t.Error("the shim goes on")
+	}
+}

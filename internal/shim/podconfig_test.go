@@ -110,6 +110,9 @@ func TestCompleteSpec(t *testing.T) {
 // TestOptions keeps the runtime's options from the start to the creation of a sandbox.
 func TestOptions(t *testing.T) {
 	dir := t.TempDir()
+	if got, err := savedOptions(dir); err != nil || got.GetTypeUrl() != "" {
+		t.Errorf("where none were kept the options are %v, %v", got, err)
+	}
 	data, err := proto.Marshal(&anypb.Any{TypeUrl: "some.Options", Value: []byte("v")})
 	if err != nil {
 		t.Fatal(err)

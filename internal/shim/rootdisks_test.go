@@ -2,6 +2,7 @@ package shim
 
 import (
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -9,6 +10,10 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/v2/core/mount"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/testenv"
 )
 
 // imageFile makes a file that holds its own name.
@@ -114,4 +119,14 @@ func TestHostMount(t *testing.T) {
 	if _, err := hostMount(mount.Mount{Type: "mkfs/ext4"}, 0, at); err == nil {
 		t.Error("an unknown type of mount")
 	}
+}
+
+// TestStandInForDisks has a container whose configuration names no root, because disks are its root.
+func TestStandInForDisks(t *testing.T) {
+	testenv.NeedRoot(t)
+	c := &container{spec: &specs.Spec{Linux: &specs.Linux{}}, disks: &sandbox.RootDisks{}}
+	if err := c.standIn(t.Context(), slog.New(slog.DiscardHandler)); err != nil {
+		t.Fatal(err)
+	}
+	c.stand.End()
 }

@@ -102,10 +102,10 @@ func saveOptions(bundle string, input []byte, params *bootstrap.BootstrapParams)
 	return state.WriteFile(filepath.Join(bundle, runtimeFile), data, 0o600)
 }
 
-// savedOptions reads what saveOptions has kept.
+// savedOptions reads what saveOptions has kept. Nothing is kept for a sandbox whose bundle has a configuration.
 func savedOptions(bundle string) (*anypb.Any, error) {
 	data, err := readFile(filepath.Join(bundle, runtimeFile))
-	if err != nil {
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("read options: %w", err)
 	}
 	options := &anypb.Any{}

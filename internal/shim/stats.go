@@ -1,17 +1,40 @@
 package shim
 
 import (
+	"context"
+	"fmt"
 	"math"
 
 	v1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	v2 "github.com/containerd/cgroups/v3/cgroup2/stats"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/sandbox"
+	"husk.dev/husk/internal/sys"
 )
 
 // microsecond is one in the unit of cgroup version 1, nanoseconds.
 const microsecond = 1000
+
+// statistics are those of a container or pod, in the form that containerd knows.
+func statistics(ctx context.Context, box *sandbox.Sandbox, name string) (*anypb.Any, error) {
+	stats, err := box.Stats(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	unified, err := sys.UnifiedCgroups()
+	if err != nil {
+		return nil, err
+	}
+	m := metrics(stats, unified)
+	data, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode statistics: %w", err)
+	}
+	return &anypb.Any{TypeUrl: typeURL(m), Value: data}, nil
+}
 
 // metrics puts the guest's statistics, which are those of cgroup version 2, into the form that the host's
 // containers have.

@@ -35,7 +35,8 @@ func CopyFile(f *os.File) (*os.File, error) {
 }
 
 // OpenBlock opens the block device of a number, for reading only where readOnly is set or the device is read-only, and
-// tells which. It looks at the nodes that the kernel and the caller name; what it has opened is that device.
+// tells which. It looks at the nodes that the kernel names or, where there are none in /dev, the caller. Nothing is opened but
+// that device.
 func OpenBlock(major, minor int64, readOnly bool, others ...string) (f *os.File, onlyRead bool, err error) {
 	dir := fmt.Sprintf("/sys/dev/block/%d:%d", major, minor)
 	uevent, err := os.Open(filepath.Join(dir, "uevent"))
@@ -52,38 +53,55 @@ func OpenBlock(major, minor int64, readOnly bool, others ...string) (f *os.File,
 	if ro, err := os.ReadFile(filepath.Join(dir, "ro")); err == nil && strings.TrimSpace(string(ro)) == "1" {
 		readOnly = true
 	}
-	err = fmt.Errorf("block device %d:%d has no node in /dev: %w", major, minor, ErrNotBlock)
-	for _, node := range append(nodes, others...) {
-		f, failed := openBlockNode(node, unix.Mkdev(uint32(major), uint32(minor)), readOnly)
-		if failed == nil {
-			return f, readOnly, nil
-		}
-		if !errors.Is(failed, os.ErrNotExist) {
-			err = failed
-		}
+	f, err = openFirst(append(nodes, others...), unix.Mkdev(uint32(major), uint32(minor)), readOnly)
+	if errors.Is(err, os.ErrNotExist) {
+		err = fmt.Errorf("block device %d:%d has no node in /dev: %w", major, minor, ErrNotBlock)
 	}
-	return nil, false, err
+	if err != nil {
+		return nil, false, err
+	}
+	return f, readOnly, nil
 }
 
+// openFirst opens the first of nodes that exists.
+func openFirst(nodes []string, number uint64, readOnly bool) (*os.File, error) {
+	for _, node := range nodes {
+		f, err := openBlockNode(node, number, readOnly)
+		if !errors.Is(err, os.ErrNotExist) {
+			return f, err
+		}
+	}
+	return nil, os.ErrNotExist
+}
+
+// openBlockNode opens a block device's node. Of what may be there in its place to open alone can have effects, as it has of
+// a watchdog or a tape: that is looked at and left alone.
 func openBlockNode(node string, number uint64, readOnly bool) (*os.File, error) {
-	flags := os.O_RDWR
-	if readOnly {
-		flags = os.O_RDONLY
-	}
-	// Not what it may be in place of a device: nothing there is waited for.
-	f, err := os.OpenFile(node, flags|unix.O_NONBLOCK|unix.O_NOCTTY, 0)
+	held, err := os.OpenFile(node, unix.O_PATH|unix.O_NOFOLLOW, 0)
 	if err != nil {
 		return nil, err
 	}
+	defer held.Close()
 	var st unix.Stat_t
-	if err = unix.Fstat(int(f.Fd()), &st); err == nil && (st.Mode&unix.S_IFMT != unix.S_IFBLK || uint64(st.Rdev) != number) {
-		err = fmt.Errorf("%s is another device", node)
+	if err := unix.Fstat(int(held.Fd()), &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: node, Err: err}
 	}
-	if err != nil {
-		f.Close()
-		return nil, err
+	if st.Mode&unix.S_IFMT != unix.S_IFBLK || uint64(st.Rdev) != number {
+		return nil, fmt.Errorf("%s is another device", node)
 	}
-	return f, nil
+	flags := unix.O_RDWR
+	if readOnly {
+		flags = unix.O_RDONLY
+	}
+	for {
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", held.Fd()), flags|unix.O_NONBLOCK|unix.O_NOCTTY|unix.O_CLOEXEC, 0)
+		switch {
+		case err == nil:
+			return os.NewFile(uintptr(fd), node), nil
+		case !errors.Is(err, unix.EINTR):
+			return nil, &os.PathError{Op: "open", Path: node, Err: err}
+		}
+	}
 }
 
 // MarkFile sets an extended attribute that only this machine's root can set and see, which Marked finds and UnmarkFile takes

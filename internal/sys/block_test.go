@@ -4,9 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestOpenBlock(t *testing.T) {
@@ -35,12 +39,47 @@ func TestOpenBlock(t *testing.T) {
 	if _, err := f.Write([]byte("x")); err == nil {
 		t.Error("it can be written to")
 	}
-	// A node that is none of the device's is not taken for it.
-	for _, other := range []string{"/dev/null", t.TempDir()} {
-		if f, err := openBlockNode(other, 7<<8, true); err == nil {
-			f.Close()
-			t.Errorf("%s passed for a block device", other)
+}
+
+// TestOpenBlockNode opens nothing but the device: not what is in its place, which a socket would refuse in other words,
+// and not what a link leads to.
+func TestOpenBlockNode(t *testing.T) {
+	dir := t.TempDir()
+	socket, link := filepath.Join(dir, "socket"), filepath.Join(dir, "link")
+	node, missing := filepath.Join(dir, "node"), filepath.Join(dir, "missing")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if err := os.Symlink(node, link); err != nil {
+		t.Fatal(err)
+	}
+	const number = 7 << 8                                       // the first loop device
+	made := unix.Mknod(node, unix.S_IFBLK|0o600, number) == nil // for root
+	for _, other := range []string{"/dev/null", dir, socket, link} {
+		f, err := openFirst([]string{missing, other, node}, number, true)
+		if err == nil || !strings.Contains(err.Error(), other+" is another device") {
+			t.Errorf("%s for a block device: %v, %v", other, f, err)
 		}
+	}
+	if f, err := openFirst([]string{missing}, number, true); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a node that is missing: %v, %v", f, err)
+	}
+	if !made {
+		t.Skip("may not make device nodes")
+	}
+	if f, err := openBlockNode(node, number+1, true); err == nil {
+		f.Close()
+		t.Error("one device passed for another")
+	}
+	f, err := openFirst([]string{missing, node}, number, true)
+	if err != nil {
+		t.Skip(err) // no such device, or not for us
+	}
+	defer f.Close()
+	if f.Name() != node {
+		t.Errorf("%s is named %s", node, f.Name())
 	}
 }
 
