@@ -9,6 +9,7 @@ import (
 	"slices"
 	"sync"
 	"syscall"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/ocispec"
@@ -20,6 +21,9 @@ import (
 // GuestMark marks a file whose file system a guest has been able to write to as it likes. No kernel of this machine is to
 // mount it for husk (sys.MarkFile).
 const GuestMark = "husk.guest"
+
+// ErrNoPlace is matched where the VM has no place for disks, or not for so many. Nothing was plugged in then.
+var ErrNoPlace = vmm.ErrNotSupported
 
 // MaxRootDisks is how many disks a root may be made of: those beside it have to find a place too.
 const MaxRootDisks = 16
@@ -63,6 +67,14 @@ func (r *RootDisks) Disks() int {
 		n++
 	}
 	return n
+}
+
+// Check refuses more disks than a root may be made of, with an ErrNoPlace.
+func (r *RootDisks) Check() error {
+	if r.Disks() > MaxRootDisks {
+		return &vmm.UnsupportedError{Driver: "husk", What: fmt.Sprintf("a root of %d disks", r.Disks())}
+	}
+	return nil
 }
 
 func (r *RootDisks) images() (all []*Image) {
@@ -149,6 +161,25 @@ func (r *RootDisks) mark() (undo func()) {
 	}
 }
 
+// ready opens, or makes, the file for what is written and marks what the guest may write to. undo takes that back, for as long
+// as no guest has seen any of it.
+func (s *Sandbox) ready(ctx context.Context, r *RootDisks) (undo func() error, err error) {
+	made, err := s.openScratch(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	unmark := r.mark()
+	return func() error {
+		unmark()
+		if !made {
+			return nil
+		}
+		r.Upper.File.Close()
+		r.Upper = nil
+		return os.Remove(r.Scratch)
+	}, nil
+}
+
 // AttachedRoot is a root whose disks are plugged into a VM that runs.
 type AttachedRoot struct {
 	root   *agentv1.Rootfs
@@ -164,23 +195,23 @@ func (a *AttachedRoot) Detach() error {
 }
 
 // Attach plugs the disks of a further container's root into the VM. Where it has no place for them the error matches
-// vmm.ErrNotSupported.
+// ErrNoPlace; after every other one the guest may have written to them, and this machine is not to mount them.
 func (s *Sandbox) Attach(ctx context.Context, r *RootDisks) (*AttachedRoot, error) {
-	if r.Disks() > MaxRootDisks {
-		return nil, &vmm.UnsupportedError{Driver: "husk", What: fmt.Sprintf("a root of %d disks", r.Disks())}
+	if err := r.Check(); err != nil {
+		return nil, err
 	}
-	made, err := s.openScratch(ctx, r)
+	undo, err := s.ready(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	disks, root := r.lent(s.nextSerial("root"))
-	unmark := r.mark()
 	detach, err := s.plug(ctx, disks)
-	if err != nil { // no guest has seen them, and this machine may mount them
-		unmark()
-		if made {
-			err = errors.Join(err, os.Remove(r.Scratch))
+	if errors.Is(err, ErrNoPlace) {
+		if undone := undo(); undone != nil {
+			s.log.Warn("undo a writable disk", "error", undone)
 		}
+	}
+	if err != nil {
 		return nil, err
 	}
 	return &AttachedRoot{root: root, detach: detach}, nil
@@ -194,7 +225,7 @@ func (s *Sandbox) nextSerial(kind string) string {
 	return fmt.Sprintf("%s%d-", kind, s.pod.plugs)
 }
 
-// plug plugs disks into the VM; detach takes them out again, once.
+// plug plugs disks into the VM; detach takes them out again, once. A guest that does not let go of them is ended.
 func (s *Sandbox) plug(ctx context.Context, disks []vmm.Disk) (detach func() error, err error) {
 	s.mu.Lock()
 	vm := s.vm
@@ -204,6 +235,9 @@ func (s *Sandbox) plug(ctx context.Context, disks []vmm.Disk) (detach func() err
 		return nil, fmt.Errorf("plug disks: the monitor cannot: %w", vmm.ErrNotSupported)
 	}
 	if err := plugger.PlugDisks(ctx, disks); err != nil {
+		if errors.Is(err, vmm.ErrHeld) {
+			s.held(vm, err)
+		}
 		return nil, err
 	}
 	if slices.ContainsFunc(disks, func(d vmm.Disk) bool { return !d.ReadOnly }) {
@@ -220,9 +254,26 @@ func (s *Sandbox) plug(ctx context.Context, disks []vmm.Disk) (detach func() err
 		case <-vm.Done():
 			return nil
 		default:
-			return err
 		}
+		if err != nil {
+			s.held(vm, err)
+		}
+		return err
 	}), nil
+}
+
+// held ends the VM of a guest that keeps disks which are to be gone. It does not wait: the teardown waits for a Create that
+// may be what found out. A VM that has gone by itself has the better reason.
+func (s *Sandbox) held(vm vmm.VM, err error) {
+	go func() {
+		select {
+		case <-vm.Done():
+			return
+		case <-time.After(endWait):
+		}
+		s.log.Error("the guest keeps disks", "error", err)
+		s.teardown("the guest has not let go of its disks: " + err.Error())
+	}()
 }
 
 // writesFiles notes that the guest writes to what outlives it.
@@ -232,13 +283,20 @@ func (s *Sandbox) writesFiles() {
 	s.shared = true
 }
 
-// lendRoot adds the disks of the first container's root to spec.
-func (s *Sandbox) lendRoot(ctx context.Context, r *RootDisks, spec *vmm.Spec) (*agentv1.Rootfs, error) {
-	if _, err := s.openScratch(ctx, r); err != nil {
+// lendRoot adds the disks of the first container's root to spec. An attempt that fails before the VM is started leaves them as
+// they were.
+func (s *Sandbox) lendRoot(ctx context.Context, a *attempt, r *RootDisks, spec *vmm.Spec) (*agentv1.Rootfs, error) {
+	undo, err := s.ready(ctx, r)
+	if err != nil {
 		return nil, err
 	}
+	a.undo.Add(func() error {
+		if a.ready { // a guest may have seen them
+			return nil
+		}
+		return undo()
+	})
 	disks, root := r.lent("root-")
-	r.mark()
 	spec.Disks = append(spec.Disks, disks...)
 	s.writesFiles()
 	return root, nil

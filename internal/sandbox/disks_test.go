@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -33,6 +34,7 @@ type diskGuest struct {
 	plugged []string // serials of what is plugged in now
 	refuse  error    // what the next PlugDisks returns
 	fails   bool     // CreateContainer does
+	keeps   error    // what UnplugDisks returns
 }
 
 func (g *diskGuest) CreateContainer(_ context.Context, r *agentv1.CreateContainerRequest) (*agentv1.CreateContainerResponse, error) {
@@ -103,6 +105,9 @@ func (v plugVM) PlugDisks(_ context.Context, disks []vmm.Disk) error {
 func (v plugVM) UnplugDisks(_ context.Context, disks []vmm.Disk) error {
 	v.g.mu.Lock()
 	defer v.g.mu.Unlock()
+	if v.g.keeps != nil {
+		return v.g.keeps
+	}
 	for _, d := range disks {
 		i := slices.Index(v.g.plugged, d.Serial)
 		if i < 0 {
@@ -248,4 +253,93 @@ func TestAttachFails(t *testing.T) {
 		t.Errorf("without a directory: %v", err)
 	}
 	g.has(t)
+}
+
+// TestAttachMayBeSeen: where a guest may have seen disks before they could not be plugged in, they stay marked.
+func TestAttachMayBeSeen(t *testing.T) {
+	if _, err := exec.LookPath("/usr/sbin/mkfs.ext4"); err != nil {
+		t.Skip(err)
+	}
+	probe := openImage(t, "ext4", false)
+	marks, _ := sys.MarkFile(probe.File, GuestMark) // as root, on a file system that keeps such marks
+	s, g, _ := newDiskSandbox(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	g.refuse = errors.New("the slot is locked")
+	upper := openImage(t, "ext4", false)
+	if _, err := s.Attach(ctx, &RootDisks{Upper: &upper}); err == nil || errors.Is(err, ErrNoPlace) {
+		t.Errorf("half plugged in: %v", err)
+	}
+	if sys.Marked(upper.File.Name(), GuestMark) != marks {
+		t.Error("what a guest may have seen is not marked")
+	}
+	fresh := &RootDisks{Scratch: filepath.Join(t.TempDir(), "upper")}
+	if _, err := s.Attach(ctx, fresh); err == nil || errors.Is(err, ErrNoPlace) {
+		t.Errorf("half plugged in: %v", err)
+	}
+	defer fresh.Close()
+	if _, err := os.Stat(fresh.Scratch); err != nil {
+		t.Errorf("a writable disk that a guest may have: %v", err)
+	}
+	if sys.Marked(fresh.Scratch, GuestMark) != marks {
+		t.Error("a writable disk that a guest may have is not marked")
+	}
+}
+
+// TestGuestKeepsDisks: a guest that does not let go of the disks of a container that was not made is ended, and the Create
+// that found out does not wait for it.
+func TestGuestKeepsDisks(t *testing.T) {
+	for _, plugging := range []bool{true, false} {
+		s, g, request := newDiskSandbox(t)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		upper := openImage(t, "ext4", false)
+		request.ID, request.Dir, request.Root = "d", directory(t, s, "d"), &RootDisks{Whole: &upper}
+		g.mu.Lock()
+		if plugging {
+			g.refuse = fmt.Errorf("plug: %w", vmm.ErrHeld)
+		} else {
+			g.fails, g.keeps = true, errors.New("it holds on")
+		}
+		g.mu.Unlock()
+		if err := s.Create(ctx, request); err == nil {
+			t.Fatal("the container was made")
+		}
+		select {
+		case <-s.Done():
+		case <-ctx.Done():
+			t.Fatal("a guest that keeps disks lives on")
+		}
+		if !strings.Contains(s.reason, "has not let go") {
+			t.Errorf("it ended with %q", s.reason)
+		}
+	}
+}
+
+// TestLendRootFails: before the first container's VM is started its disks are nobody's.
+func TestLendRootFails(t *testing.T) {
+	if _, err := exec.LookPath("/usr/sbin/mkfs.ext4"); err != nil {
+		t.Skip(err)
+	}
+	s, _ := newSandbox(t, nil)
+	for _, ready := range []bool{false, true} {
+		whole := openImage(t, "ext4", false)
+		root := &RootDisks{Whole: &whole, Scratch: filepath.Join(t.TempDir(), "upper")}
+		defer root.Close()
+		a := newAttempt()
+		if _, err := s.lendRoot(t.Context(), a, root, &vmm.Spec{}); err != nil {
+			t.Fatal(err)
+		}
+		marked := sys.Marked(whole.File.Name(), GuestMark) // as root, on a file system that keeps such marks
+		a.ready = ready
+		if err := a.undo.Clean(); err != nil {
+			t.Error(err)
+		}
+		if sys.Marked(whole.File.Name(), GuestMark) != (marked && ready) {
+			t.Errorf("the monitor started: %v; marked: %v", ready, !ready)
+		}
+		if _, err := os.Stat(root.Scratch); (err == nil) != ready || (root.Upper != nil) != ready {
+			t.Errorf("the monitor started: %v; the writable disk: %v", ready, err)
+		}
+	}
 }

@@ -35,7 +35,7 @@ func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocis
 	root := &agentv1.Rootfs{}
 	if r.Root != nil {
 		var err error
-		if root, err = s.lendRoot(ctx, r.Root, spec); err != nil {
+		if root, err = s.lendRoot(ctx, a, r.Root, spec); err != nil {
 			return nil, err
 		}
 	}

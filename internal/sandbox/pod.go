@@ -99,7 +99,9 @@ func (s *Sandbox) makeMember(ctx context.Context, r CreateRequest) error {
 		r.Attached, err = s.Attach(ctx, r.Root)
 	}
 	if r.Attached != nil {
+		c.mu.Lock()
 		c.detach = append(c.detach, r.Attached.Detach)
+		c.mu.Unlock()
 	}
 	var plan *ocispec.Plan
 	if err == nil {

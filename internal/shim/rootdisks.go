@@ -25,7 +25,7 @@ const (
 )
 
 // takeRoot makes the container's root available: as disks of the virtual machine where it is made of file systems in files
-// or devices, else mounted on this machine.
+// or devices, else mounted on this machine. What was plugged in, or may have been, is not mounted here.
 func (s *service) takeRoot(ctx context.Context, c *container, from []*types.Mount) error {
 	var mounts []mount.Mount
 	for _, m := range from {
@@ -42,7 +42,11 @@ func (s *service) takeRoot(ctx context.Context, c *container, from []*types.Moun
 		s.log.Debug("the root is shared", "id", c.id, "reason", err)
 		return c.mountRoot(mounts)
 	}
-	if err := s.attachRoot(ctx, c, disks); err != nil {
+	err = s.attachRoot(ctx, c, disks)
+	if err != nil && !errors.Is(err, sandbox.ErrNoPlace) { // a guest may have written to them
+		return fmt.Errorf("attach root: %w", err)
+	}
+	if err != nil {
 		s.log.Info("the root is shared, not a disk", "id", c.id, "reason", err)
 		return c.mountRoot(mounts)
 	}
@@ -57,11 +61,10 @@ func (s *service) attachRoot(ctx context.Context, c *container, disks *sandbox.R
 	s.mu.Lock()
 	box := s.box
 	s.mu.Unlock()
-	switch {
-	case box != nil:
+	if box != nil {
 		c.attached, err = box.Attach(ctx, disks)
-	case disks.Disks() > sandbox.MaxRootDisks:
-		err = fmt.Errorf("it is made of %d file systems", disks.Disks())
+	} else {
+		err = disks.Check()
 	}
 	if err != nil {
 		disks.Close()

@@ -5,13 +5,16 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/v2/core/mount"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"husk.dev/husk/internal/config"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/testenv"
 )
@@ -129,4 +132,41 @@ func TestStandInForDisks(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.stand.End()
+}
+
+// TestTakeRoot: a root is mounted on this machine where the virtual machine has no place for it, and after no other error.
+func TestTakeRoot(t *testing.T) {
+	small := config.Default()
+	small.DataDir, small.WritableMiB = t.TempDir(), 1 // no file system fits
+	box := sandbox.New(sandbox.Options{Config: small})
+	lower := &types.Mount{Type: "erofs", Source: imageFile(t, "lower"), Options: []string{"ro", "loop"}}
+	many := make([]*types.Mount, sandbox.MaxRootDisks+1)
+	names := make([]string, len(many))
+	for i := range many {
+		many[i], names[i] = lower, "{{ mount "+strconv.Itoa(i)+" }}"
+	}
+	over := func(lower []string, options ...string) *types.Mount {
+		m := overlay(append(options, "lowerdir="+strings.Join(lower, ":"))...)
+		return &types.Mount{Type: m.Type, Source: m.Source, Options: m.Options}
+	}
+	for name, test := range map[string]struct {
+		box    *sandbox.Sandbox
+		mounts []*types.Mount
+		says   string
+	}{
+		"too many, in a VM": {box, append(many[:len(many):len(many)], over(names)), "make mount point of root"},
+		"too many, first":   {nil, append(many[:len(many):len(many)], over(names)), "make mount point of root"},
+		"no place": {
+			box, []*types.Mount{{Type: "ext4", Source: imageFile(t, "whole"), Options: []string{"loop"}}}, "make mount point of root",
+		},
+		"cannot be made": {
+			box, []*types.Mount{lower, over(names[:1], "workdir="+t.TempDir(), "upperdir="+t.TempDir())}, "attach root",
+		},
+	} {
+		s := &service{box: test.box, log: slog.New(slog.DiscardHandler)}
+		c := &container{bundle: "/nonexistent"} // where nothing is mounted
+		if err := s.takeRoot(t.Context(), c, test.mounts); err == nil || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("%s: %v, want %q", name, err, test.says)
+		}
+	}
 }

@@ -185,8 +185,9 @@ type NICPlugger interface {
 // DiskPlugger plugs disks into and out of a running VM. A machine that has no place for them, or none left, gives an error that
 // matches ErrNotSupported.
 type DiskPlugger interface {
-	// PlugDisks adds disks, none of them Pmem, that come and go together. The guest finds them in its own time. After an
-	// error none of them is there.
+	// PlugDisks adds disks, none of them Pmem, that come and go together. The guest finds them in its own time. ctx does not
+	// cut it short: it bounds itself. After an error the guest may have had some of them and have written to them, unless it
+	// matches ErrNotSupported: then nothing was plugged in. None of them is there any more, unless it matches ErrHeld.
 	PlugDisks(ctx context.Context, disks []Disk) error
 	// UnplugDisks takes away the disks of one PlugDisks, of which only the serials are looked at. The guest is to have let go of
 	// them; where it holds on, which is an error, they stay.
@@ -210,6 +211,9 @@ var ErrSnapshot = errors.New("the saved VM cannot be continued")
 
 // ErrNotSupported is what every refusal of something that a driver or machine cannot do matches.
 var ErrNotSupported = errors.New("not supported")
+
+// ErrHeld is matched when PlugDisks fails and may have left disks in the guest.
+var ErrHeld = errors.New("the guest may still have what it was to let go of")
 
 // UnsupportedError says what a driver cannot honour and what would.
 type UnsupportedError struct {

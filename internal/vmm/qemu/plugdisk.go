@@ -16,6 +16,8 @@ const (
 	sparePorts = 2
 	// unplugDiskWait is how long a guest may take to let go of a port's disks.
 	unplugDiskWait = 15 * time.Second
+	// plugDiskWait is how long QEMU may take to plug disks in. The guest has no part in that.
+	plugDiskWait = 30 * time.Second
 )
 
 // diskPlace is how QEMU knows a disk that was plugged in.
@@ -34,16 +36,30 @@ func (m *machine) PlugDisks(ctx context.Context, disks []vmm.Disk) error {
 	if err != nil {
 		return fmt.Errorf("plug disks: %w", err)
 	}
-	// The highest function of each port first: the guest looks at a port when its function 0 comes.
+	// A caller that goes away leaves nothing half done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), plugDiskWait)
+	defer cancel()
+	return m.plugInto(ctx, disks, places)
+}
+
+// plugInto plugs disks into their places, the last port first. The guest sees those of a port when its function 0 has come,
+// while other ports are still empty. What cannot be undone keeps its place.
+func (m *machine) plugInto(ctx context.Context, disks []vmm.Disk, places []diskPlace) error {
 	for i := len(disks) - 1; i >= 0; i-- {
-		if err := m.plugDisk(ctx, disks[i], places[i]); err != nil {
-			err = fmt.Errorf("plug disk %s: %w", disks[i].Serial, err)
-			undone := m.pullOut(context.WithoutCancel(ctx), places[i+1:])
-			if undone == nil {
-				m.cards.freeDisks(disks, places)
-			}
-			return errors.Join(err, undone)
+		left, err := m.plugDisk(ctx, disks[i], places[i])
+		if err == nil {
+			continue
 		}
+		err = fmt.Errorf("plug disk %s: %w", disks[i].Serial, err)
+		in := places[i+1:]
+		if left {
+			in = places[i:]
+		}
+		if undone := m.pullOut(context.WithoutCancel(ctx), in); undone != nil {
+			return errors.Join(err, fmt.Errorf("%w: %w", vmm.ErrHeld, undone))
+		}
+		m.cards.freeDisks(disks, places)
+		return err
 	}
 	return nil
 }
@@ -92,37 +108,53 @@ func (c *cards) empty() (n int) {
 	return n
 }
 
-// plugDisk plugs one disk in; after an error nothing of it is left.
-func (m *machine) plugDisk(ctx context.Context, d vmm.Disk, at diskPlace) (err error) {
+// plugDisk plugs one disk in. After an error it tells whether something of it may be left: QEMU has not answered, and may do
+// what it was asked for yet, or it did not undo what it had done.
+func (m *machine) plugDisk(ctx context.Context, d vmm.Disk, at diskPlace) (left bool, err error) {
 	f, info, _, err := openDisk(d)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer f.Close() // QEMU has its own by then
-	set := map[string]any{"fdset-id": at.set}
-	if err := m.qmp.executeWith(ctx, f, "add-fd", set, nil); err != nil {
-		return err
+	if err := m.qmp.executeWith(ctx, f, "add-fd", map[string]any{"fdset-id": at.set}, nil); err != nil {
+		return !refused(err), err
 	}
-	undo := context.WithoutCancel(ctx)
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, m.qmp.execute(undo, "remove-fd", set, nil))
-		}
-	}()
 	image := rawDisk(at.node(), at.set, d.ReadOnly, info.Mode().Type() != 0)
 	if err := m.qmp.execute(ctx, "blockdev-add", image, nil); err != nil {
-		return err
+		return m.undoDisk(ctx, at, err, false)
 	}
 	device := map[string]any{
 		"driver": "virtio-blk-pci-non-transitional", "id": at.device(), "bus": fmt.Sprintf("port%d", at.port),
 		"addr": fmt.Sprintf("0.%d", at.function), "multifunction": true,
 		"drive": at.node(), "serial": d.Serial, "werror": "report",
 	}
-	err = m.qmp.execute(ctx, "device_add", device, nil)
-	if err != nil {
-		err = errors.Join(err, m.qmp.execute(undo, "blockdev-del", map[string]string{"node-name": at.node()}, nil))
+	if err := m.qmp.execute(ctx, "device_add", device, nil); err != nil {
+		return m.undoDisk(ctx, at, err, true)
 	}
-	return err
+	return false, nil
+}
+
+// undoDisk closes what is behind a disk that QEMU has refused, with err, and tells whether something may be left.
+func (m *machine) undoDisk(ctx context.Context, at diskPlace, err error, node bool) (left bool, _ error) {
+	if !refused(err) {
+		return true, err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), unplugDiskWait)
+	defer cancel()
+	var undone error
+	if node {
+		undone = m.qmp.execute(ctx, "blockdev-del", map[string]string{"node-name": at.node()}, nil)
+	}
+	if undone == nil {
+		undone = m.qmp.execute(ctx, "remove-fd", map[string]any{"fdset-id": at.set}, nil)
+	}
+	return undone != nil, errors.Join(err, undone)
+}
+
+// refused tells whether QEMU has answered a command that failed: all others it may have done, or do yet.
+func refused(err error) bool {
+	var answer *qmpError
+	return errors.As(err, &answer)
 }
 
 // UnplugDisks takes disks out. See vmm.DiskPlugger.
@@ -163,23 +195,31 @@ func (c *cards) freeDisks(disks []vmm.Disk, places []diskPlace) {
 }
 
 // pullOut has the guest let go of all disks of some ports, and closes what is behind them. Where function 0 is not there
-// yet the guest knows of none, and each goes by itself.
+// yet the guest knows of none, and each goes by itself. A device that is not there is gone.
 func (m *machine) pullOut(ctx context.Context, places []diskPlace) error {
 	ctx, cancel := context.WithTimeout(ctx, unplugDiskWait)
 	defer cancel()
-	whole := map[int]bool{} // ports that have their function 0
+	whole := map[int]bool{} // ports whose function 0 is going
 	waits := make([]<-chan struct{}, len(places))
 	for i, at := range places {
 		gone, forget := m.qmp.left(at.device())
 		defer forget()
 		waits[i] = gone
-		whole[at.port] = whole[at.port] || at.function == 0
 	}
-	for _, at := range places {
-		if whole[at.port] && at.function != 0 {
+	for i, at := range places { // of each port the function 0 first, if it is among them
+		if whole[at.port] {
 			continue // it goes with function 0
 		}
-		if err := m.qmp.execute(ctx, "device_del", map[string]string{"id": at.device()}, nil); err != nil {
+		err := m.qmp.execute(ctx, "device_del", map[string]string{"id": at.device()}, nil)
+		var answer *qmpError
+		switch {
+		case err == nil:
+			whole[at.port] = at.function == 0
+		case errors.As(err, &answer) && answer.Class == "DeviceNotFound":
+			gone := make(chan struct{})
+			close(gone)
+			waits[i] = gone
+		default:
 			return err
 		}
 	}
