@@ -35,6 +35,10 @@ var errNoAnswer = errors.New("it did not answer")
 // errDied is the errNoAnswer of a guest whose machine ended by itself.
 var errDied = fmt.Errorf("%w", errNoAnswer)
 
+// boots is how often a guest that dies while it boots is booted in all: an emulated one with several processors panics
+// once in many boots, on a busy host more often.
+const boots = 3
+
 const (
 	// turnHold is how long a start keeps others waiting at most.
 	turnHold = 15 * time.Second
@@ -70,13 +74,13 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 		s.log.Warn("the template failed, booting", "template", key, "error", err)
 		s.doubt(key, err)
 	}
-	root, err := s.try(ctx, newAttempt(), c, plan, r, spec)
-	if !errors.Is(err, errDied) || ctx.Err() != nil {
-		return root, err
+	for again := 1; ; again++ {
+		root, err := s.try(ctx, newAttempt(), c, plan, r, spec)
+		if !errors.Is(err, errDied) || ctx.Err() != nil || again == boots {
+			return root, err
+		}
+		s.log.Warn("the guest died while it booted, booting it again", "error", err)
 	}
-	// An emulated guest with several processors panics once in many boots.
-	s.log.Warn("the guest died while it booted, booting it again", "error", err)
-	return s.try(ctx, newAttempt(), c, plan, r, spec)
 }
 
 // takeTurn waits until fewer VMs are starting than keep all processors busy: side by side they would only get in each
