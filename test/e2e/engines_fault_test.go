@@ -181,7 +181,7 @@ const killShims = `for p in /proc/[0-9]*; do case $(readlink $p/exe) in */contai
 func TestDockerFaults(t *testing.T) {
 	begin(t)
 	n := newDocker(t)
-	const kill = "for p in $(cat /run/docker-test.pid /run/docker-test/containerd/containerd.pid); do kill -9 $p; done 2>/dev/null; true" // one may be gone already
+	const kill = "for f in /run/docker-test.pid /run/docker-test/containerd/containerd.pid; do kill -9 $(cat $f); done 2>/dev/null; true" // one may be gone already
 	for _, after := range []time.Duration{100, 300, 600, 1000, 1500, 2500} {
 		after *= time.Millisecond
 		for _, runtime := range []string{"runc", "husk"} {
