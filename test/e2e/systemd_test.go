@@ -93,7 +93,7 @@ func systemdScope(t *testing.T, n *node) {
 	}
 	create := "husk --systemd-cgroup create --bundle " + dir + " scoped </dev/null >/dev/null 2>&1"
 	inGroup := func() string {
-		return n.must("husk", `for p in $(cat /sys/fs/cgroup/husk.slice/husk-test.slice/vm-one.scope/cgroup.procs); do cat /proc/$p/comm; done | sort | tr '\n' ' '`)
+		return n.must("husk", `for p in $(cat /sys/fs/cgroup/husk.slice/husk-test.slice/vm-one.scope/cgroup.procs); do tr '\0' ' ' </proc/$p/cmdline | cut -d ' ' -f 1; done | sort | tr '\n' ' '`)
 	}
 	expect(t, "properties", show(create), "ActiveState=active CPUQuotaPerSecUSec=500ms CPUWeight=20 Slice=husk-test.slice TasksMax=700")
 	if names := inGroup(); strings.Count(names, "husk") != 2 || !strings.Contains(names, "qemu") || !strings.Contains(names, "virtiofsd") {
