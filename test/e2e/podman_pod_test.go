@@ -34,6 +34,7 @@ none`, `p pod create --name $A >/dev/null
 		kind: Pod
 		metadata: {name: $A, annotations: {io.podman.annotations.init.container.type: always}}
 		spec:
+		  restartPolicy: OnFailure # with Always, podman 4.3 starts the init container again and again
 		  hostname: kubehost
 		  terminationGracePeriodSeconds: 2
 		  volumes: [{name: scratch, emptyDir: {}}]
