@@ -69,7 +69,7 @@ func TestPod(t *testing.T) {
 	begin(t)
 	sandbox := newSandbox(t)
 	memory, volume, program := shm(t), t.TempDir(), probe(t)
-	a := newMember(t, sandbox, "a", `touch /v/lock; echo in-memory >/dev/shm/f; until /probe lock /v/lock; do echo ended $?; sleep 0.2; done & exec nc -ll -p 7 -e cat`).
+	a := newMember(t, sandbox, "a", `touch /v/lock; echo in-memory >/dev/shm/f; until /probe lock /v/lock 2>&1; do echo ended $?; sleep 0.2; done & exec nc -ll -p 7 -e cat`).
 		onShm(memory).bind(volume, "/v").bind(program, "/probe", "ro").up()
 	b := newMember(t, sandbox, "b", `exec sleep 1000`, specs.PIDNamespace).onShm(memory).bind(volume, "/v", "ro").bind(program, "/probe", "ro").up()
 	// Now and then a program of Go dies of a signal in an emulated guest, see docs/status.md: it is started again.
