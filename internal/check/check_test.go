@@ -184,7 +184,7 @@ func TestWrong(t *testing.T) {
 		"asked for tcg":  {accel("tcg"), "isolation", Warning, "emulated", "no security boundary", `set accel = "auto" in /etc/husk/config.toml`},
 		"emulated":       {state(kvm.Absent), "isolation", Warning, "emulated", "no security boundary", ""},
 		"no vsock":       {remove("/dev/vhost-vsock"), "vhost-vsock", Warning, "absent", "no module vhost_vsock", ""},
-		"no vhost-net":   {remove("/dev/vhost-net"), "vhost-net", Warning, "absent", "no effect yet", ""},
+		"no vhost-net":   {remove("/dev/vhost-net"), "vhost-net", Warning, "absent", "moves packets itself", ""},
 		"vsock unloaded": {with(remove("/dev/vhost-vsock"), file(modules, "a/b.ko:\nkernel/drivers/vhost/vhost_vsock.ko: x.ko\n", 0o644)), "vhost-vsock", Warning, "absent", "serial port", "modprobe vhost_vsock"},
 		"no driver":      {func(_ *testing.T, in *Inputs) { in.DriverErr = errors.New("no driver \"x\"") }, "qemu", Missing, "no such driver", "no driver", ""},
 		"no qemu":        {func(_ *testing.T, in *Inputs) { in.Driver = vmm.Info{} }, "qemu", Missing, "not found", "virtual machine", "apt-get install qemu-system-x86"},
@@ -206,7 +206,7 @@ func TestWrong(t *testing.T) {
 		"no busybox":            {remove("/bin/busybox"), "busybox", Warning, "not found", "husk shell", "apt-get install busybox-static"},
 		"v1":                    {file("/proc/self/mountinfo", "31 30 0:27 / /sys/fs/cgroup/cpu rw - cgroup cgroup rw,cpu\n32 30 0:27 / /mnt rw - cgroup cgroup rw,cpu\n", 0o644), "cgroups", OK, "v1 (1 hierarchies)", "", ""},
 		"hybrid":                {file("/proc/self/mountinfo", v2Mount+"31 30 0:27 / /sys/fs/cgroup/cpu rw shared:9 - cgroup cgroup rw,cpu\n", 0o644), "cgroups", OK, "hybrid (v2 beside 1 v1 hierarchies)", "", ""},
-		"no cgroups":            {file("/proc/self/mountinfo", "31 30 0:27 / / rw - ext4 /dev/sda rw\n", 0o644), "cgroups", Warning, "not mounted", "no effect yet", ""},
+		"no cgroups":            {file("/proc/self/mountinfo", "31 30 0:27 / / rw - ext4 /dev/sda rw\n", 0o644), "cgroups", Warning, "not mounted", "in the guest only", ""},
 		"data_dir a file":       {func(_ *testing.T, in *Inputs) { in.Config.DataDir = "/var/lib/x/husk" }, "data_dir", Missing, "/var/lib/x/husk", "not a directory", ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -95,11 +95,12 @@ user.empty="\x00\x01"
 	}
 }
 
-// probe builds the program that looks at what busybox cannot see.
-func probe(t *testing.T) string {
+// probe builds the program that looks at what busybox cannot see; flags are go build's.
+func probe(t *testing.T, flags ...string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "probe")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "husk.dev/husk/test/e2e/probe")
+	args := append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", binary}, flags...)
+	cmd := exec.Command("go", append(args, "husk.dev/husk/test/e2e/probe")...)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build the probe: %v\n%s", err, out)

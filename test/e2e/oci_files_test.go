@@ -3,6 +3,7 @@ package e2e
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
@@ -163,5 +164,26 @@ func TestMountsOfKernel(t *testing.T) {
 	out := strings.Fields(b.run().stdout)
 	if len(out) != 5 || out[0] != out[1] || out[1] != out[2] || !strings.HasSuffix(out[0], "husk") && os.Getenv("KERNEL") != "distro" {
 		t.Errorf("the container sees kernels %q", out)
+	}
+}
+
+// TestProgramsOfTheHost runs two programs of shared directories, each from memory that was the other's text just before:
+// an emulator must not run what it has translated of the former.
+func TestProgramsOfTheHost(t *testing.T) {
+	begin(t)
+	c := newBundle(t, "exec sleep 1000").bind(probe(t), "/probe", "ro").bind(probe(t, "-gcflags=-l"), "/twin", "ro").up()
+	out := husk(t, "shell", c.id, "sh", "-c", `i=0
+		for root in /proc/[0-9]*/root; do
+			[ ! -x $root/twin ] || break
+		done
+		while [ $i -lt 40 ]; do
+			for program in probe twin; do
+				echo 3 >/proc/sys/vm/drop_caches
+				timeout 20 $root/$program 2>&1 | head -n 1
+			done
+			i=$((i+1))
+		done | uniq -c`).ok()
+	if want := regexp.MustCompile(`^ *80 usage: .*\n$`); !want.MatchString(out) {
+		t.Errorf("the programs printed\n%s", out)
 	}
 }

@@ -403,6 +403,12 @@ func cmdline(s vmm.Spec, f facts) string {
 		// patches of husk's kernel; others ignore them.
 		words = append(words, "mitigations=off", "lapic_timer_khz=1000000", "cpu_init_udelay=0", "keep_initmem")
 	}
+	if f.accel == "tcg" {
+		// QEMU keeps its translation of a page's code until the guest writes there, and does not see what
+		// virtiofsd writes: a page that held code and is used again for a file of a share would run as what it
+		// was. Clearing pages when they are taken is the write that QEMU sees.
+		words = append(words, "init_on_alloc=1")
+	}
 	if f.vhost != 0 {
 		words = append(words, "husk.channel=vsock")
 	} else {
