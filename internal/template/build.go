@@ -233,7 +233,7 @@ func saveVM(ctx context.Context, dir string, o BuildOptions) (err error) {
 	}
 	defer func() { err = errors.Join(err, clear()) }()
 	o.Phase("boot")
-	vm, err := bootPatiently(ctx, o, rehearsal)
+	vm, err := boot(ctx, o, rehearsal)
 	if err != nil {
 		return err
 	}
@@ -271,27 +271,6 @@ func prepare(ctx context.Context, dir string, o BuildOptions) (r *Rehearsal, cle
 		return nil, nil, errors.Join(err, clear())
 	}
 	return r, clear, nil
-}
-
-const (
-	// boots is how often a guest is booted in all that does not come to rest within bootWait: an emulated one with several
-	// processors hangs once in many boots.
-	boots    = 3
-	bootWait = 35 * time.Second
-)
-
-// bootPatiently boots the VM, and again where it hangs, until ctx ends.
-func bootPatiently(ctx context.Context, o BuildOptions, r *Rehearsal) (vm vmm.VM, err error) {
-	for range boots {
-		limited, cancel := context.WithTimeout(ctx, bootWait)
-		vm, err = boot(limited, o, r)
-		hung := limited.Err() != nil
-		cancel()
-		if err == nil || !hung || ctx.Err() != nil {
-			break
-		}
-	}
-	return vm, err
 }
 
 // boot starts the VM and waits until its agent is at rest.
