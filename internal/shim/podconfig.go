@@ -59,7 +59,10 @@ func podSpec(id, network string, config *criv1.PodSandboxConfig) (*specs.Spec, e
 	}
 	users := options.GetUsernsOptions()
 	mapped := users != nil && users.Mode == criv1.NamespaceMode_POD
-	if mapped {
+	switch {
+	case users != nil && !mapped && users.Mode != criv1.NamespaceMode_NODE:
+		return nil, status.Errorf(codes.InvalidArgument, "user namespace of mode %v: must be POD or NODE", users.Mode)
+	case mapped:
 		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
 		spec.Linux.UIDMappings, spec.Linux.GIDMappings = idMappings(users.Uids), idMappings(users.Gids)
 	}

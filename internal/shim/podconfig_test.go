@@ -68,6 +68,21 @@ func TestPodSpec(t *testing.T) {
 	}
 }
 
+// TestPodUserNamespace: a pod has a user namespace of its own or the host's, and no other mode is taken for one of these.
+func TestPodUserNamespace(t *testing.T) {
+	for mode, want := range map[criv1.NamespaceMode]codes.Code{
+		criv1.NamespaceMode_POD: codes.OK, criv1.NamespaceMode_NODE: codes.OK,
+		criv1.NamespaceMode_CONTAINER: codes.InvalidArgument, criv1.NamespaceMode_TARGET: codes.InvalidArgument,
+	} {
+		config := &criv1.PodSandboxConfig{Linux: &criv1.LinuxPodSandboxConfig{SecurityContext: &criv1.LinuxSandboxSecurityContext{
+			NamespaceOptions: &criv1.NamespaceOption{UsernsOptions: &criv1.UserNamespace{Mode: mode}},
+		}}}
+		if _, err := podSpec("id", "", config); status.Code(err) != want {
+			t.Errorf("%v: %v, want code %v", mode, err, want)
+		}
+	}
+}
+
 func TestResolvConf(t *testing.T) {
 	got := resolvConf(&criv1.DNSConfig{Servers: []string{"10.0.0.10", "10.0.0.11"}, Searches: []string{"a.b", "b"}, Options: []string{"ndots:5"}})
 	if want := "search a.b b\nnameserver 10.0.0.10\nnameserver 10.0.0.11\noptions ndots:5\n"; got != want {
