@@ -331,9 +331,7 @@ func (s *service) ShutdownSandbox(ctx context.Context, r *api.ShutdownSandboxReq
 
 // unused tells whether the shim was started for sandbox id and has nothing: CreateSandbox has failed, or never came.
 func (s *service) unused(id string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return id == s.id && s.pod == nil && len(s.containers) == 0
+	return id == s.id && s.empty()
 }
 
 // endSoon ends the shim once the answer that tells so has gone.

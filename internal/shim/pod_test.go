@@ -193,7 +193,7 @@ func newPodShim(t *testing.T) *podShim {
 	p.shim = &service{
 		program:   Program{Open: func(string) (*Host, error) { return host, nil }},
 		namespace: "k8s.io", id: "pod", log: log, containers: map[string]*container{}, socket: filepath.Join(dir, "sock"),
-		events: newPublisher("", "k8s.io", log), end: make(chan struct{}), called: make(chan struct{}),
+		events: newPublisher("", "k8s.io", log), end: make(chan struct{}),
 	}
 	listener, err := net.Listen("unix", p.shim.socket)
 	if err != nil {

@@ -25,8 +25,9 @@ const (
 	logWait = 100 * time.Millisecond
 	// answerWait bounds the wait for the last answers to be taken.
 	answerWait = 2 * time.Second
-	// orphanWait is how long a shim waits for its first request: containerd makes it at once.
-	orphanWait = 2 * time.Minute
+	// idleWait is how long a shim that serves nothing waits for a request: containerd makes its first at once, and the
+	// last one, Shutdown, once the last container is deleted.
+	idleWait = 2 * time.Minute
 )
 
 // serve is the shim itself: the owner of the virtual machine.
@@ -49,7 +50,7 @@ func (p Program) serve(a arguments) error {
 	}
 	s := &service{
 		program: p, namespace: a.namespace, id: a.id, log: log, containers: map[string]*container{},
-		socket: listener.Addr().String(), events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}), called: make(chan struct{}),
+		socket: listener.Addr().String(), events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}),
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
 		ttrpc.WithUnaryServerInterceptor(s.intercept))
@@ -63,8 +64,8 @@ func (p Program) serve(a arguments) error {
 
 	select {
 	case <-s.end:
-	case <-s.orphaned():
-		log.Error("no request has come, ending")
+	case <-s.idle(idleWait):
+		s.endAll("there is nothing to serve, and no request comes")
 	case sig := <-signals:
 		s.endAll("the shim got " + sig.String())
 	case err = <-served:
@@ -90,17 +91,33 @@ func (s *service) unlisten() {
 	})
 }
 
-// orphaned is closed when no request has come for long.
-func (s *service) orphaned() <-chan struct{} {
-	orphaned := make(chan struct{})
+// idle is closed when the shim has had nothing to serve and no request for at least that long. A containerd that is
+// busy or restarts may lose the request that should have ended it.
+func (s *service) idle(wait time.Duration) <-chan struct{} {
+	idle := make(chan struct{})
 	go func() {
-		select {
-		case <-s.called:
-		case <-time.After(orphanWait):
-			close(orphaned)
+		for before := int64(0); ; {
+			select {
+			case <-s.end:
+				return
+			case <-time.After(wait):
+			}
+			called := s.called.Load()
+			if called == before && s.calls.Load() == 0 && s.empty() {
+				close(idle)
+				return
+			}
+			before = called
 		}
 	}()
-	return orphaned
+	return idle
+}
+
+// empty tells whether the shim has neither a container nor a pod, which has an end of its own.
+func (s *service) empty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.containers) == 0 && s.pod == nil
 }
 
 // logger writes to what start has made of standard error: containerd's fifo.
@@ -160,9 +177,11 @@ func (s *service) register(server *ttrpc.Server) {
 	}
 }
 
-// intercept gives every error its class and keeps a shim that is called from being taken for an orphan.
+// intercept gives every error its class and notes that the shim is called.
 func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, info *ttrpc.UnaryServerInfo, call ttrpc.Method) (any, error) {
-	s.firstCall.Do(func() { close(s.called) })
+	s.called.Add(1)
+	s.calls.Add(1)
+	defer s.calls.Add(-1)
 	answer, err := call(ctx, unmarshal)
 	if err != nil {
 		s.log.Debug("call failed", "method", info.FullMethod, "error", err)
@@ -173,10 +192,7 @@ func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, in
 
 // Shutdown ends the shim once it has no container any more, or at once when that is asked for.
 func (s *service) Shutdown(_ context.Context, r *task.ShutdownRequest) (*emptypb.Empty, error) {
-	s.mu.Lock()
-	idle := len(s.containers) == 0 && s.pod == nil // whose end is ShutdownSandbox
-	s.mu.Unlock()
-	if !idle && !r.Now {
+	if !s.empty() && !r.Now {
 		return &emptypb.Empty{}, nil // it serves others of the pod
 	}
 	s.endAll("containerd has shut it down") // a VM may be there without a container too

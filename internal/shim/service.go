@@ -34,10 +34,10 @@ type service struct {
 	log           *slog.Logger
 	events        *publisher
 
-	settling                         atomic.Bool
-	firstCall, endOnce, unlistenOnce sync.Once
-	called                           chan struct{} // closed by the first request
-	end                              chan struct{} // closed when the shim is to end
+	settling              atomic.Bool
+	endOnce, unlistenOnce sync.Once
+	called, calls         atomic.Int64  // requests that have come, and those that are being served
+	end                   chan struct{} // closed when the shim is to end
 
 	making      sync.Mutex // held while a sandbox is made or ended; guards the fields below
 	forward     *forwarder // nil without the network of a pod

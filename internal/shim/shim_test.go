@@ -118,6 +118,49 @@ func TestMetrics(t *testing.T) {
 	}
 }
 
+// TestIdle lets a shim end that serves nothing and is not called, and no other.
+func TestIdle(t *testing.T) {
+	const wait = 20 * time.Millisecond
+	s := &service{end: make(chan struct{}), containers: map[string]*container{"a": {}}}
+	idle := s.idle(wait)
+	stays := func(why string) {
+		t.Helper()
+		select {
+		case <-idle:
+			t.Fatal("ended while " + why)
+		case <-time.After(10 * wait):
+		}
+	}
+	stays("it had a container")
+	release, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = s.intercept(context.Background(), nil, nil, func(context.Context, func(any) error) (any, error) {
+			<-release
+			return nil, nil
+		})
+	}()
+	for s.calls.Load() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s.mu.Lock()
+	delete(s.containers, "a")
+	s.pod = &pod{}
+	s.mu.Unlock()
+	stays("it had a pod and a call")
+	s.mu.Lock()
+	s.pod = nil
+	s.mu.Unlock()
+	stays("it was being called")
+	close(release)
+	<-done
+	select {
+	case <-idle:
+	case <-time.After(time.Minute):
+		t.Fatal("it does not end")
+	}
+}
+
 // TestInput passes on what a client writes, and ends it when containerd says so, and not when the client goes.
 func TestInput(t *testing.T) {
 	fifo := filepath.Join(t.TempDir(), "in")

@@ -18,6 +18,8 @@ const (
 	timedCycles = 50
 	// settled is how long after a request a shim has given back what it took, see the shim's settleWait.
 	settled = 5 * time.Second
+	// forgotten is how long a shim stays at most that containerd has not ended, see the shim's idleWait.
+	forgotten = 5 * time.Minute
 )
 
 // TestPodStress makes and removes many pods, and many containers in one, by containerd's CRI plugin. HUSK_TEST_LONG says
@@ -240,6 +242,9 @@ func podsAtOnce(t *testing.T, c *podCaller, count int) {
 		}
 		return pods[i].remove()
 	})
+	if count >= timedCycles { // containerd does not wait for long for a shim to end, and forgets it then
+		until(t, "the last shim has ended", forgotten, func() bool { return processOf("containerd-shim-husk-v2", c.dir) == 0 })
+	}
 }
 
 // weigh reports what pods use.
