@@ -29,6 +29,9 @@ func (s *setter) card(index int) int {
 	return 0
 }
 
+// same takes every interface, by its number here.
+func same(index int) int { return index }
+
 // listed lists what there is of both families.
 func (s *setter) listed(kind int, copied func([]byte) []byte) ([][]byte, error) {
 	var all [][]byte
@@ -65,12 +68,12 @@ func contains(list [][]byte, m []byte) bool {
 func (s *setter) addresses(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyAddress)
 	s.done.addresses = wanted
-	there, err := s.listed(syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, s.card) })
+	there, err := s.listed(syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, same) })
 	if err != nil {
 		return err
 	}
 	for _, m := range there {
-		if contains(wanted, m) || !s.last.had(func(a *applied) [][]byte { return a.addresses }, m) {
+		if rtnl.CopyAddress(m, s.card) == nil || contains(wanted, m) || !s.last.had(func(a *applied) [][]byte { return a.addresses }, m) {
 			continue
 		}
 		// A first address takes those with it that depend on it.
@@ -134,8 +137,7 @@ const noDAD = 2
 func (s *setter) routes(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyRoute)
 	s.done.routes = wanted
-	any := func(index int) int { return index }
-	there, err := s.listed(syscall.RTM_GETROUTE, func(m []byte) []byte { return rtnl.CopyRoute(m, any) })
+	there, err := s.listed(syscall.RTM_GETROUTE, func(m []byte) []byte { return rtnl.CopyRoute(m, same) })
 	if err != nil {
 		return err
 	}
