@@ -59,7 +59,7 @@ func Connect(ctx context.Context, dialer Dialer, o Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connect to the agent: %w", err)
 	}
-	rpc := ttrpc.NewClient(conn)
+	rpc := ttrpc.NewClient(impatient{conn})
 	c := &Client{AgentClient: agentv1.NewAgentClient(rpc), dialer: dialer, rpc: rpc}
 	entropy := make([]byte, entropyBytes)
 	if _, err := rand.Read(entropy); err != nil {
@@ -79,6 +79,22 @@ func Connect(ctx context.Context, dialer Dialer, o Options) (*Client, error) {
 		return nil, fmt.Errorf("%w: %d, this husk speaks %d", ErrProtocol, c.hello.Version, agentv1.Version)
 	}
 	return c, nil
+}
+
+// impatient is a connection that ends when a write is not taken: a guest that does not read would hold up every call that
+// comes after, whatever their deadlines.
+type impatient struct{ net.Conn }
+
+// writeWait is how long a write may take.
+var writeWait = CallTimeout
+
+func (c impatient) Write(data []byte) (int, error) {
+	_ = c.SetWriteDeadline(time.Now().Add(writeWait)) // a connection that is closed already fails below
+	n, err := c.Conn.Write(data)
+	if err != nil {
+		c.Close()
+	}
+	return n, err
 }
 
 // Greeting is what the agent said of itself and its guest in Connect.

@@ -276,7 +276,7 @@ func (s *Sandbox) connect(ctx context.Context, a *attempt, vm vmm.VM, spec vmm.S
 	s.log.Info("guest answered", "kernel", printable(hello.Kernel), "runner", printable(hello.Runner),
 		"memory_total_kib", hello.MemoryTotalKib, "memory_used_kib", hello.MemoryUsedKib,
 		"agent_rss_kib", hello.AgentRssKib, "boot_us", hello.BootMicroseconds)
-	a.undo.Add(client.Close)
+	a.undo.Add(func() error { return bounded(func(context.Context) error { return client.Close() }) })
 	a.undo.Add(func() error {
 		return bounded(func(ctx context.Context) error { return s.flush(ctx, vm, client) })
 	})

@@ -3,9 +3,11 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/config"
@@ -345,6 +347,15 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 // bounded gives an undo step a deadline of its own: it must not end with its caller, nor last for ever.
 func bounded(step func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(context.Background(), undoTimeout)
-	defer cancel()
-	return step(ctx)
+	done := make(chan error, 1)
+	go func() {
+		defer cancel()
+		done <- step(ctx)
+	}()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(2 * undoTimeout): // it had its time to give up by itself
+		return errors.New("a step of the teardown does not end, and is left behind")
+	}
 }

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/guest"
@@ -33,9 +34,12 @@ func (s *Sandbox) forwardNames(ctx context.Context, a *attempt, plan *ocispec.Pl
 		}
 	}()
 	a.undo.Add(func() error {
-		err := stream.Close()
-		<-ended
-		return err
+		_ = stream.SetDeadline(time.Now()) // a guest that does not close its end is not waited for
+		return bounded(func(context.Context) error {
+			err := stream.Close()
+			<-ended
+			return err
+		})
 	})
 	return nil
 }

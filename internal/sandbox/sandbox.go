@@ -137,8 +137,10 @@ func (s *Sandbox) teardown(reason string) {
 	s.ending, s.reason = true, reason
 	goesOn := maps.Clone(s.making)
 	s.mu.Unlock()
-	for m := range goesOn { // what they still make must be undone too
+	for m := range goesOn {
 		m.cancel()
+	}
+	for m := range goesOn { // what they still make must be undone too
 		<-m.through
 	}
 	s.mu.Lock()

@@ -86,13 +86,14 @@ func (s *service) makeBox(ctx context.Context, host *Host, c *container, request
 		return errors.Join(err, box.Remove())
 	}
 	c.first = true
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.box, s.host, s.forward = box, host, <-forwarded
-	s.first, s.stopControl = c.dir, nil
+	s.forward, s.first = <-forwarded, c.dir
 	if s.stopControl, err = host.Serve(box, c.dir, s.log); err != nil {
+		s.stopControl = nil
 		s.log.Warn("husk's verbs do not reach the container", "id", c.id, "error", err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.box, s.host = box, host
 	return nil
 }
 

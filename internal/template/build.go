@@ -250,7 +250,11 @@ func saveVM(ctx context.Context, dir string, o BuildOptions) (err error) {
 	if err := s.Save(ctx, memory, state); err != nil {
 		return err
 	}
-	if info, err := state.Stat(); err != nil || info.Size() == 0 || info.Size() > maxState {
+	info, err := state.Stat()
+	if err != nil {
+		return fmt.Errorf("look at the state: %w", err)
+	}
+	if info.Size() == 0 || info.Size() > maxState {
 		return fmt.Errorf("state of %d bytes: want 1 to %d", info.Size(), maxState)
 	}
 	// What a crash of the host leaves must not look whole.

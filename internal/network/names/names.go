@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sync"
 	"time"
 
@@ -31,6 +32,19 @@ func Serve(stream io.ReadWriter, netns string, address netip.Addr) error {
 }
 
 func serve(stream io.ReadWriter, netns, server string) error {
+	// What its path names may be another namespace later: that of a process that is gone, whose number another has.
+	space, err := os.Open(netns)
+	if err != nil {
+		return fmt.Errorf("open network namespace: %w", err)
+	}
+	var asking sync.WaitGroup
+	defer func() {
+		go func() {
+			asking.Wait()
+			space.Close()
+		}()
+	}()
+	netns = fmt.Sprintf("/proc/self/fd/%d", space.Fd())
 	var mu sync.Mutex // held over writes to the stream
 	turns := make(chan struct{}, maxAsking)
 	for {
@@ -42,7 +56,7 @@ func serve(stream io.ReadWriter, netns, server string) error {
 			return fmt.Errorf("read query of the guest: %w", err)
 		}
 		turns <- struct{}{}
-		go func() {
+		asking.Go(func() {
 			defer func() { <-turns }()
 			data, err := ask(netns, server, query)
 			if err != nil {
@@ -51,7 +65,7 @@ func serve(stream io.ReadWriter, netns, server string) error {
 			mu.Lock()
 			defer mu.Unlock()
 			_ = agentv1.WriteName(stream, agentv1.NameMessage{ID: query.ID, Data: data}) // the next read fails
-		}()
+		})
 	}
 }
 
