@@ -94,9 +94,13 @@ func (l *launch) forgetJoined() error {
 
 // deleteByOwner has the owner of a container's VM delete the container, and tells whether the VM lives on. An owner
 // that does not know the container, or is gone, has nothing to delete; one that does not know the container that its VM
-// was made for has not begun, or is about to end.
+// was made for has not begun, or is about to end. What it refuses is a refusal.
 func deleteByOwner(ctx context.Context, dir *state.Dir, record state.Container, force bool) (lives bool, err error) {
-	ctx, cancel := context.WithTimeout(ctx, deleteWait)
+	wait := deleteWait
+	if record.Sandbox != "" {
+		wait = joinedDeleteWait
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	client, err := control.Dial(dir.Path(""))
 	if errors.Is(err, control.ErrGone) {
@@ -115,9 +119,14 @@ func deleteByOwner(ctx context.Context, dir *state.Dir, record state.Container, 
 		return record.Sandbox != "", nil
 	case errors.Is(plain, control.ErrGone):
 		return false, nil
+	case code == codes.FailedPrecondition:
+		return false, refusal{plain}
 	}
 	return false, plain
 }
+
+// refusal is the error of an owner that does not do what it was asked for, and is well.
+type refusal struct{ error }
 
 // clearRetired removes what the VM of a joined container has left, where the container that it was made for was
 // deleted before it and its owner was killed.

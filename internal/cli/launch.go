@@ -43,6 +43,9 @@ const goneWait = 20 * time.Second
 // write what it has of the host's files.
 const deleteWait = time.Minute
 
+// joinedDeleteWait is deleteWait for a container in the VM of others, which end with an owner that has not done it by then.
+const joinedDeleteWait = 3 * time.Minute
+
 // launch is a container in the making. Until keep is called, abandon takes everything back, and so does
 // the owner itself when this process dies.
 type launch struct {

@@ -329,7 +329,12 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 	}
 	lives := false // the VM, for other containers
 	if record.Owner.Alive() {
-		if lives, err = deleteByOwner(ctx, dir, record, force); err != nil { // an owner that does not obey is ended below
+		lives, err = deleteByOwner(ctx, dir, record, force)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil || errors.As(err, new(refusal)) || record.Sandbox != "" && !force:
+			return fmt.Errorf("delete container %q: %w", id, err)
+		default: // an owner that does not obey is ended below, and what else its VM has
 			a.log.write("warning", err.Error())
 		}
 	}

@@ -38,6 +38,8 @@ type container struct {
 	init    *process
 	engine  Engine
 
+	changing sync.Mutex // held while the guest starts, pauses or resumes it; taken before mu
+
 	mu       sync.Mutex // guards the fields below
 	record   state.Container
 	execs    map[string]*process
@@ -209,6 +211,19 @@ func (s *Sandbox) client() *guest.Client {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.guest
+}
+
+// reach returns a container and its guest, which is to be there.
+func (s *Sandbox) reach(id string) (*container, *guest.Client, error) {
+	c, err := s.container(id)
+	if err != nil {
+		return nil, nil, err
+	}
+	client := s.client()
+	if client == nil {
+		return nil, nil, fmt.Errorf("%w: the virtual machine of container %q does not run yet", ErrState, id)
+	}
+	return c, client, nil
 }
 
 // guard kills the process when whoever waits for it on the host is gone.

@@ -60,11 +60,12 @@ type CreateRequest struct {
 // VM. It owns the request's files, also when it fails. After the first has failed the sandbox has ended and nothing
 // is left; a later one that fails leaves nothing of its own container.
 func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
-	ctx, m, first, err := s.begin(ctx)
+	ctx, m, err := s.begin(ctx, r.ID)
 	if err != nil {
 		r.Stdio.Close()
 		return err
 	}
+	first := m.first
 	if first {
 		err = s.create(ctx, r)
 	} else {
@@ -97,14 +98,16 @@ func (r CreateRequest) ownRoot() bool {
 
 // making is a Create that goes on.
 type making struct {
+	id      string
+	first   bool
 	cancel  context.CancelFunc // has it give up
 	through chan struct{}      // closed when it is through, and what failed is undone
 }
 
-// begin tells whether a Create is the first, and refuses one that cannot be.
-func (s *Sandbox) begin(ctx context.Context) (_ context.Context, m *making, first bool, err error) {
+// begin notes a Create and tells whether it is the first, and refuses one that cannot be.
+func (s *Sandbox) begin(ctx context.Context, id string) (_ context.Context, m *making, err error) {
 	ctx, cancel := context.WithCancel(ctx)
-	m = &making{cancel: cancel, through: make(chan struct{})}
+	m = &making{id: id, cancel: cancel, through: make(chan struct{})}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
@@ -115,11 +118,23 @@ func (s *Sandbox) begin(ctx context.Context) (_ context.Context, m *making, firs
 	}
 	if err != nil {
 		cancel()
-		return nil, nil, false, err
+		return nil, nil, err
 	}
-	first = !s.pod.begun
+	m.first = !s.pod.begun
 	s.pod.begun, s.making[m] = true, true
-	return ctx, m, first, nil
+	return ctx, m, nil
+}
+
+// beingMade is the Create of a container that goes on, nil for none.
+func (s *Sandbox) beingMade(id string) *making {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for m := range s.making {
+		if m.id == id {
+			return m
+		}
+	}
+	return nil
 }
 
 // cause is why Create failed: where a teardown cut it short, its reason and not what that broke.

@@ -73,6 +73,7 @@ type agent struct {
 	hello  func() (*agentv1.HelloResponse, error)
 	create func() (*agentv1.CreateContainerResponse, error)
 	exec   func() (*agentv1.ExecResponse, error)
+	pause  func() (*agentv1.Empty, error)
 	events func(context.Context, agentv1.Agent_EventsServer) error
 }
 
@@ -96,6 +97,10 @@ func (a *agent) CreateContainer(context.Context, *agentv1.CreateContainerRequest
 
 func (a *agent) Exec(context.Context, *agentv1.ExecRequest) (*agentv1.ExecResponse, error) {
 	return a.exec()
+}
+
+func (a *agent) Pause(context.Context, *agentv1.ContainerRequest) (*agentv1.Empty, error) {
+	return a.pause()
 }
 
 func (a *agent) Events(ctx context.Context, _ *agentv1.Empty, out agentv1.Agent_EventsServer) error {

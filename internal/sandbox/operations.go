@@ -21,18 +21,35 @@ func (s *Sandbox) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	defer s.timing.begin("container start")()
+	return c.change("start", state.Created, state.Running, func() error {
+		ctx, cancel := bound(ctx)
+		defer cancel()
+		_, err := s.client().StartContainer(ctx, &agentv1.ContainerRequest{Id: id})
+		return explain(err, "start container %q", id)
+	})
+}
+
+// change has the guest bring a container from one status to another. Whoever looks at the container meanwhile is not kept
+// waiting for the guest.
+func (c *container) change(verb string, from, to state.Status, call func() error) error {
+	c.changing.Lock()
+	defer c.changing.Unlock()
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.expect("start", state.Created); err != nil {
+	err := c.expect(verb, from)
+	c.mu.Unlock()
+	if err != nil {
 		return err
 	}
-	defer s.timing.begin("container start")()
-	ctx, cancel := bound(ctx)
-	defer cancel()
-	if _, err := s.client().StartContainer(ctx, &agentv1.ContainerRequest{Id: id}); err != nil {
-		return explain(err, "start container %q", id)
+	if err := call(); err != nil {
+		return err
 	}
-	return c.move(state.Running)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.record.Status == state.Stopped { // by now
+		return nil
+	}
+	return c.move(to)
 }
 
 // State returns what is known of a container.
@@ -130,18 +147,18 @@ func (s *Sandbox) lose(p *process, cause error) {
 // Shell starts a debug shell in the guest itself. program is a static busybox, which the guest image does
 // not have. It owns stdio's files, also when it fails.
 func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, program []byte, stdio Stdio) error {
-	c, err := s.container(id)
+	c, client, err := s.reach(id)
 	if err != nil {
 		stdio.Close()
 		return err
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
-	streams, names, err := openStreams(ctx, s.client(), stdio)
+	streams, names, err := openStreams(ctx, client, stdio)
 	if err != nil {
 		return err
 	}
-	token, conn, err := s.client().Stream(ctx)
+	token, conn, err := client.Stream(ctx)
 	if err != nil {
 		streams.close()
 		return err
@@ -155,7 +172,7 @@ func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, pro
 	s.mu.Lock()
 	s.shells[exec] = p
 	s.mu.Unlock()
-	_, err = s.client().Shell(ctx, &agentv1.ShellRequest{Exec: exec, Stdio: names, Args: args, Program: token})
+	_, err = client.Shell(ctx, &agentv1.ShellRequest{Exec: exec, Stdio: names, Args: args, Program: token})
 	if err != nil {
 		conn.Close()
 		streams.close()
@@ -206,7 +223,8 @@ func (s *Sandbox) Signal(ctx context.Context, id, exec string, signal uint32, al
 
 // Resize sets the window size of a process' terminal.
 func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uint32) error {
-	if _, err := s.container(id); err != nil {
+	_, client, err := s.reach(id)
+	if err != nil {
 		return err
 	}
 	s.mu.Lock()
@@ -218,7 +236,7 @@ func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uin
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
-	_, err := s.client().Resize(ctx, request)
+	_, err = client.Resize(ctx, request)
 	return explain(err, "resize the terminal of container %q", id)
 }
 
@@ -237,23 +255,17 @@ func (s *Sandbox) freeze(ctx context.Context, id, verb string, from, to state.St
 	if err != nil {
 		return err
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if err := c.expect(verb, from); err != nil {
-		return err
-	}
-	ctx, cancel := bound(ctx)
-	defer cancel()
-	request := &agentv1.ContainerRequest{Id: id}
-	if to == state.Paused {
-		_, err = s.client().Pause(ctx, request)
-	} else {
-		_, err = s.client().Resume(ctx, request)
-	}
-	if err != nil {
+	return c.change(verb, from, to, func() (err error) {
+		ctx, cancel := bound(ctx)
+		defer cancel()
+		request := &agentv1.ContainerRequest{Id: id}
+		if to == state.Paused {
+			_, err = s.client().Pause(ctx, request)
+		} else {
+			_, err = s.client().Resume(ctx, request)
+		}
 		return explain(err, "%s container %q", verb, id)
-	}
-	return c.move(to)
+	})
 }
 
 // Update changes a container's cgroup limits, as far as they fit into the VM.
@@ -288,23 +300,25 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxRe
 
 // Stats returns what the guest's cgroup of the container says.
 func (s *Sandbox) Stats(ctx context.Context, id string) (*agentv1.StatsResponse, error) {
-	if _, err := s.container(id); err != nil {
+	_, client, err := s.reach(id)
+	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
-	answer, err := s.client().Stats(ctx, &agentv1.ContainerRequest{Id: id})
+	answer, err := client.Stats(ctx, &agentv1.ContainerRequest{Id: id})
 	return answer, explain(err, "read statistics of container %q", id)
 }
 
 // Processes returns the processes of the container, by their ids in the guest.
 func (s *Sandbox) Processes(ctx context.Context, id string) (*agentv1.ProcessesResponse, error) {
-	if _, err := s.container(id); err != nil {
+	_, client, err := s.reach(id)
+	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
-	answer, err := s.client().Processes(ctx, &agentv1.ContainerRequest{Id: id})
+	answer, err := client.Processes(ctx, &agentv1.ContainerRequest{Id: id})
 	return answer, explain(err, "list processes of container %q", id)
 }
 

@@ -269,9 +269,22 @@ func (s *Sandbox) lendTo(c *container, tree *storage.Tree, plan *ocispec.Plan, c
 const deleted = "deleted"
 
 // Delete removes a container that does not run, or with force any, and with the last one the VM, unless it is to
-// be kept. It returns when all is freed. A guest that does not remove the container is ended.
+// be kept. It returns when all is freed. One that is being made is given up. A guest that does not remove the container
+// is ended.
 func (s *Sandbox) Delete(ctx context.Context, id string, force bool) error {
+	m := s.beingMade(id)
+	switch {
+	case m != nil && m.first:
+		s.End(deleted)
+		return nil
+	case m != nil:
+		m.cancel()
+		<-m.through
+	}
 	c, err := s.container(id)
+	if m != nil && errors.Is(err, ErrNotFound) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

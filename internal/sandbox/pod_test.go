@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/state"
 )
 
@@ -71,5 +72,94 @@ func TestRefusedCreateSparesTheFirst(t *testing.T) {
 	}
 	if err := s.Create(ctx, further); !errors.Is(err, ErrState) {
 		t.Errorf("in a sandbox that has ended: %v, want %v", err, ErrState)
+	}
+}
+
+// TestWhileMade asks for a container whose guest does not answer yet, and deletes it.
+func TestWhileMade(t *testing.T) {
+	greeted, answer := make(chan struct{}), make(chan struct{})
+	defer close(answer)
+	s, request := newSandbox(t, (&agent{hello: func() (*agentv1.HelloResponse, error) {
+		close(greeted)
+		<-answer
+		return nil, errors.New("too late")
+	}}).serve)
+	s.options.Config.StartTimeoutSeconds, s.config.StartTimeoutSeconds = 60, 60
+	ctx := t.Context()
+	created := make(chan error, 1)
+	go func() { created <- s.Create(ctx, request) }()
+	<-greeted
+	_, stats := s.Stats(ctx, "c")
+	_, processes := s.Processes(ctx, "c")
+	for what, err := range map[string]error{
+		"statistics": stats, "processes": processes, "resize": s.Resize(ctx, "c", "", 1, 1), "shell": s.Shell(ctx, "c", "x", nil, nil, Stdio{}),
+	} {
+		if !errors.Is(err, ErrState) {
+			t.Errorf("%s: %v, want %v", what, err, ErrState)
+		}
+	}
+	if err := s.Delete(ctx, "c", true); err != nil {
+		t.Errorf("delete: %v", err)
+	}
+	if err := <-created; err == nil {
+		t.Error("a container that was deleted while it was made is made")
+	}
+	select {
+	case <-s.Done():
+	default:
+		t.Error("the sandbox outlives its only container")
+	}
+}
+
+// TestDeleteOfMember deletes a further container while it is made: its maker gives up first.
+func TestDeleteOfMember(t *testing.T) {
+	s, request := newSandbox(t, (&agent{}).serve)
+	if err := s.Create(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	making, m, err := s.begin(t.Context(), "d")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gaveUp := false
+	go func() {
+		<-making.Done()
+		s.mu.Lock()
+		gaveUp = true
+		delete(s.making, m)
+		s.mu.Unlock()
+		close(m.through)
+	}()
+	if err := s.Delete(t.Context(), "d", true); err != nil || !gaveUp {
+		t.Errorf("delete: %v; its maker gave up: %v", err, gaveUp)
+	}
+	if first, err := s.State("c"); err != nil || first.Status != state.Running {
+		t.Errorf("the first container is %q, %v", first.Status, err)
+	}
+}
+
+// TestStateWhilePausing looks at a container while the guest takes its time with it.
+func TestStateWhilePausing(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	s, request := newSandbox(t, (&agent{pause: func() (*agentv1.Empty, error) {
+		close(asked)
+		<-answer
+		return &agentv1.Empty{}, nil
+	}}).serve)
+	if err := s.Create(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	paused := make(chan error, 1)
+	go func() { paused <- s.Pause(t.Context(), "c") }()
+	<-asked
+	if c, err := s.State("c"); err != nil || c.Status != state.Running {
+		t.Errorf("it is %q, %v, while it is being paused", c.Status, err)
+	}
+	close(answer)
+	if err := <-paused; err != nil {
+		t.Fatal(err)
+	}
+	if c, err := s.State("c"); err != nil || c.Status != state.Paused {
+		t.Errorf("it is %q, %v, want %q", c.Status, err, state.Paused)
 	}
 }
