@@ -25,6 +25,8 @@ const (
 	listenWait = 2 * time.Second
 	// backlog is how many streams of one port may wait to be accepted.
 	backlog = 64
+	// maxStreams bounds the streams that the host keeps: a guest may leave its ends of old ones open.
+	maxStreams = 4096
 )
 
 // config is yamux' configuration for both ends. Keep-alives are off: the owner pings the agent itself,
@@ -54,6 +56,9 @@ func NewClient(conn io.ReadWriteCloser) (*Client, error) {
 
 // Dial opens a stream to a port of the guest. It does not wait for the guest to accept it.
 func (c *Client) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	if n := c.session.NumStreams(); n >= maxStreams {
+		return nil, fmt.Errorf("dial guest port %d: %d streams are open", port, n)
+	}
 	type result struct {
 		conn net.Conn
 		err  error

@@ -124,13 +124,27 @@ func (s *session) follow(ctx context.Context) (int, error) {
 		answers <- answer{r, err}
 	}()
 	interrupts := 0
+	forwarded := make(chan syscall.Signal, cap(s.signals)) // to a guest that may take its time
+	defer close(forwarded)
+	go func() {
+		for sig := range forwarded {
+			s.forward(ctx, client, sig)
+		}
+	}()
 	for {
 		select {
 		case sig := <-s.signals:
 			if sig == syscall.SIGINT || sig == syscall.SIGTERM {
 				interrupts++
 			}
-			s.forward(ctx, client, sig.(syscall.Signal), interrupts)
+			if interrupts >= impatience && sig != syscall.SIGWINCH {
+				go s.forward(ctx, client, syscall.SIGKILL)
+				continue
+			}
+			select {
+			case forwarded <- sig.(syscall.Signal):
+			default: // none of those before has reached the container
+			}
 		case a := <-answers:
 			if a.err != nil {
 				return s.recorded(a.err)
@@ -147,13 +161,10 @@ func (s *session) follow(ctx context.Context) (int, error) {
 // impatience is how many interrupts it takes to kill a container that ignores them.
 const impatience = 3
 
-func (s *session) forward(ctx context.Context, client *control.Client, sig syscall.Signal, interrupts int) {
+func (s *session) forward(ctx context.Context, client *control.Client, sig syscall.Signal) {
 	if sig == syscall.SIGWINCH {
 		s.resize(ctx, client)
 		return
-	}
-	if interrupts >= impatience {
-		sig = syscall.SIGKILL
 	}
 	_, err := client.Signal(ctx, &controlv1.SignalRequest{Id: s.dir.ID(), Exec: s.exec, Signal: uint32(sig)})
 	if _, plain := control.Plain(err); plain != nil {

@@ -35,8 +35,8 @@ type Config struct {
 	VMM string `toml:"vmm"`
 	// QEMU is the QEMU binary. Empty: qemu-system-<arch> from PATH.
 	QEMU string `toml:"qemu"`
-	// Machine is the machine type: microvm, q35, or auto: q35 where the VM starts from a template, and
-	// microvm, which boots faster and cannot, where it boots.
+	// Machine is the machine type: microvm, q35, or auto: q35 where the VM starts from a template or has a network, and
+	// microvm, which boots faster and can have devices neither saved nor plugged in, where it boots.
 	Machine string `toml:"machine"`
 	// Accel is auto (measure whether KVM is real), kvm or tcg.
 	Accel string `toml:"accel"`

@@ -15,7 +15,7 @@ type RemoveOptions struct {
 	// Force removes an image that has several names by its id, and one that is in use. Layers that a
 	// running machine holds open stay until it ends.
 	Force bool
-	// InUse names who needs an image though no process holds it, such as stopped containers; may be nil.
+	// InUse names who needs an image though no process holds it, such as containers that run; may be nil.
 	InUse func(Image) []string
 }
 

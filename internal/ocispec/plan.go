@@ -45,9 +45,6 @@ type Plan struct {
 	NetNS string
 	// Nameserver is that of the container where it is on a loopback address, in NetNS. Its zero value: none.
 	Nameserver netip.Addr
-	// Hooks run on the host. StartContainer hooks are not among them: they run in the container, so
-	// they stay in Spec. CreateContainer hooks have no mount namespace of the container to run in.
-	Hooks specs.Hooks
 	// CgroupsPath is the host cgroup that was asked for; the guest chooses its own.
 	CgroupsPath string
 	// Resources are the limits as they were asked for; Spec has those that hold in the guest.
@@ -132,16 +129,12 @@ func clone(spec *specs.Spec) (*specs.Spec, error) {
 	return &c, nil
 }
 
+// planHooks leaves the guest the hooks that run in the container; whoever makes it runs the others on the host.
 func (p *Plan) planHooks() {
-	if p.Spec.Hooks == nil {
-		return
-	}
-	p.Hooks = *p.Spec.Hooks
-	inGuest := p.Hooks.StartContainer
-	p.Hooks.StartContainer = nil
+	hooks := p.Spec.Hooks
 	p.Spec.Hooks = nil
-	if len(inGuest) > 0 {
-		p.Spec.Hooks = &specs.Hooks{StartContainer: inGuest}
+	if hooks != nil && len(hooks.StartContainer) > 0 {
+		p.Spec.Hooks = &specs.Hooks{StartContainer: hooks.StartContainer}
 	}
 }
 

@@ -15,6 +15,9 @@ import (
 	"husk.dev/husk/internal/state"
 )
 
+// maxExecs bounds the processes of a container that are known: a guest may never tell of their ends.
+const maxExecs = 1024
+
 // Start runs the program of a created container.
 func (s *Sandbox) Start(ctx context.Context, id string) error {
 	c, err := s.container(id)
@@ -81,6 +84,22 @@ func (s *Sandbox) Wait(ctx context.Context, id, exec string) (Exit, error) {
 	}
 }
 
+// LeaveOutput gives up on readers that do not take what is left of a container's output, and tells whether its init has
+// ended, without which it does nothing.
+func (s *Sandbox) LeaveOutput(id string) bool {
+	c, err := s.container(id)
+	if err != nil {
+		return true // it is gone
+	}
+	select {
+	case <-c.init.ended:
+		c.init.lose(Exit{}) // how it ended is known
+		return true
+	default:
+		return false
+	}
+}
+
 // Exec adds a process to a running container and returns its process id in the guest. It owns stdio's
 // files, also when it fails. A process whose guest goes away before it has answered has the id 0, and Wait tells.
 func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process, stdio Stdio) (int, error) {
@@ -98,6 +117,9 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	c.mu.Lock()
 	if err = c.expect("exec in", state.Created, state.Running); err == nil && (exec == "" || c.execs[exec] != nil) {
 		err = fmt.Errorf("%w: process %q of container %q exists", ErrState, exec, id)
+	}
+	if err == nil && len(c.execs) >= maxExecs {
+		err = fmt.Errorf("%w: container %q has %d processes that were added to it", ErrState, id, len(c.execs))
 	}
 	if err == nil {
 		c.execs[exec] = p

@@ -220,7 +220,7 @@ func (s *Sandbox) lendMember(c *container, plan *ocispec.Plan, copies []*storage
 // copiesOf takes hold of the files that a container is to see.
 func copiesOf(shares []ocispec.SharedPath) (copies []*storage.Copy, err error) {
 	for _, share := range shares {
-		one, err := storage.CopyAs(share.HostPath, storage.How{
+		one, err := storage.CopyOf(share.HostPath, storage.How{
 			ReadOnly: share.ReadOnly, Recursive: share.Recursive, TopOnly: share.TopOnly, Follow: share.Follow,
 			UIDs: idMaps(share.UIDs), GIDs: idMaps(share.GIDs),
 		})

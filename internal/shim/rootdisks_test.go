@@ -77,7 +77,7 @@ func TestRootDisksRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for source, says := range map[string]string{
-		"/nonexistent": "no such file", empty: "empty", fifo: "neither a regular file", t.TempDir(): "", "/dev/null": "neither a regular file",
+		"/proc/nonexistent": "no such file", empty: "empty", fifo: "neither a regular file", t.TempDir(): "", "/dev/null": "neither a regular file",
 	} {
 		for _, options := range [][]string{{"loop", "rw"}, {"loop", "ro"}} {
 			r, _, err := rootDisks([]mount.Mount{{Type: "ext4", Source: source, Options: options}})
@@ -164,7 +164,7 @@ func TestTakeRoot(t *testing.T) {
 		},
 	} {
 		s := &service{box: test.box, log: slog.New(slog.DiscardHandler)}
-		c := &container{bundle: "/nonexistent"} // where nothing is mounted
+		c := &container{bundle: "/proc/nonexistent"} // where nothing is mounted
 		if err := s.takeRoot(t.Context(), c, test.mounts); err == nil || !strings.Contains(err.Error(), test.says) {
 			t.Errorf("%s: %v, want %q", name, err, test.says)
 		}

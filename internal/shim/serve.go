@@ -13,6 +13,8 @@ import (
 
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/ttrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"husk.dev/husk/internal/sys"
@@ -103,10 +105,12 @@ func (s *service) idle(wait time.Duration) <-chan struct{} {
 			case <-time.After(wait):
 			}
 			called := s.called.Load()
+			s.closing.Store(called == before) // a request that comes from now on is refused
 			if called == before && s.calls.Load() == 0 && s.empty() {
 				close(idle)
 				return
 			}
+			s.closing.Store(false)
 			before = called
 		}
 	}()
@@ -182,6 +186,9 @@ func (s *service) intercept(ctx context.Context, unmarshal ttrpc.Unmarshaler, in
 	s.called.Add(1)
 	s.calls.Add(1)
 	defer s.calls.Add(-1)
+	if s.closing.Load() {
+		return nil, status.Error(codes.Unavailable, "the shim is ending: it had nothing to serve")
+	}
 	answer, err := call(ctx, unmarshal)
 	if err != nil {
 		s.log.Debug("call failed", "method", info.FullMethod, "error", err)

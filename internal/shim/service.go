@@ -34,7 +34,7 @@ type service struct {
 	log           *slog.Logger
 	events        *publisher
 
-	settling              atomic.Bool
+	settling, closing     atomic.Bool
 	endOnce, unlistenOnce sync.Once
 	called, calls         atomic.Int64  // requests that have come, and those that are being served
 	end                   chan struct{} // closed when the shim is to end
@@ -206,7 +206,7 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 	}
 	if err = s.signal(ctx, box, c, p, r); err == nil {
 		if p == c.init && r.Signal == uint32(syscall.SIGKILL) {
-			go s.enforce(c)
+			go s.enforce(c, box)
 		}
 		return &emptypb.Empty{}, nil
 	}
@@ -242,14 +242,22 @@ func (s *service) signal(ctx context.Context, box *sandbox.Sandbox, c *container
 	}
 }
 
-// enforce ends the virtual machine of a container that was killed and does not end.
-func (s *service) enforce(c *container) {
-	select {
-	case <-c.init.exited:
-	case <-s.end:
-	case <-time.After(killWait):
-		s.endAll(fmt.Sprintf("container %s was killed and has not ended", c.id))
+// enforce ends the virtual machine of a container that was killed and does not end. One that has ended, and of whose output
+// somebody has the reader's end and does not read, loses that output.
+func (s *service) enforce(c *container, box *sandbox.Sandbox) {
+	for _, wait := range []time.Duration{killAnswer, killWait - killAnswer} {
+		select {
+		case <-c.init.exited:
+			return
+		case <-s.end:
+			return
+		case <-time.After(wait):
+		}
+		if box.LeaveOutput(c.name) {
+			return
+		}
 	}
+	s.endAll(fmt.Sprintf("container %s was killed and has not ended", c.id))
 }
 
 // Wait implements the Task API.

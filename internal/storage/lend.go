@@ -49,13 +49,8 @@ type Copy struct {
 }
 
 // CopyOf takes hold of the file or directory hostPath, an absolute path without symlinks, as this thread's mount
-// namespace has it. With recursive what is mounted below hostPath now is part of it. Close frees it.
-func CopyOf(hostPath string, readOnly, recursive bool) (*Copy, error) {
-	return CopyAs(hostPath, How{ReadOnly: readOnly, Recursive: recursive})
-}
-
-// CopyAs is CopyOf for every way to see a file.
-func CopyAs(hostPath string, how How) (*Copy, error) {
+// namespace has it and as how says. Close frees it.
+func CopyOf(hostPath string, how How) (*Copy, error) {
 	if !filepath.IsAbs(hostPath) {
 		return nil, fmt.Errorf("share %q with the guest: the path is not absolute", hostPath)
 	}

@@ -33,7 +33,7 @@ func newTree(t *testing.T) *Tree {
 
 // lend puts a file into a tree as Lend does.
 func lend(tree *Tree, path string, readOnly, recursive bool) (string, error) {
-	c, err := CopyOf(path, readOnly, recursive)
+	c, err := CopyOf(path, How{ReadOnly: readOnly, Recursive: recursive})
 	if err != nil {
 		return "", err
 	}

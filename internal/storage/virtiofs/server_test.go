@@ -293,7 +293,7 @@ func TestSeesLaterShares(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(src, "file"), []byte("late"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	late, err := storage.CopyOf(src, true, true)
+	late, err := storage.CopyOf(src, storage.How{ReadOnly: true, Recursive: true})
 	if err != nil {
 		t.Fatal(err)
 	}
