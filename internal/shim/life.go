@@ -184,6 +184,10 @@ func (s *service) Delete(ctx context.Context, r *task.DeleteRequest) (*task.Dele
 	if err != nil {
 		return nil, err
 	}
+	if p.id != "" { // not one that is being started
+		p.changing.Lock()
+		defer p.changing.Unlock()
+	}
 	p.mu.Lock()
 	state := p.status
 	p.mu.Unlock()

@@ -40,7 +40,11 @@ type process struct {
 	stdio stdio
 	spec  *specs.Process // of an added one
 
-	mu            sync.Mutex // guards the fields below, and the order of the process' events
+	// changing is held while the guest starts or freezes it, and while its end is told, which keeps its events in order. It is
+	// taken before mu.
+	changing sync.Mutex
+
+	mu            sync.Mutex // guards the fields below
 	status        tasktypes.Status
 	pid           int
 	opened        *opened
@@ -94,7 +98,9 @@ func (p *process) ended(s *service, c *container, exit sandbox.Exit) {
 	if exit.Time.IsZero() {
 		exit.Time = time.Now()
 	}
-	p.mu.Lock() // a start that goes on publishes its event first
+	p.changing.Lock() // a start that goes on publishes its event first
+	defer p.changing.Unlock()
+	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.exit, p.status = exit, tasktypes.Status_STOPPED
 	if p.opened != nil {

@@ -114,10 +114,13 @@ func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 	if err != nil {
 		return nil, err
 	}
+	p.changing.Lock()
+	defer p.changing.Unlock()
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.status != tasktypes.Status_CREATED {
-		return nil, status.Errorf(codes.FailedPrecondition, "cannot start a process that is %s", p.status)
+	now := p.status
+	p.mu.Unlock()
+	if now != tasktypes.Status_CREATED {
+		return nil, status.Errorf(codes.FailedPrecondition, "cannot start a process that is %s", now)
 	}
 	if p.id != "" {
 		if err := s.startExec(ctx, c, p, box); err != nil {
@@ -133,26 +136,33 @@ func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 		s.events.publish(topicStart, &events.TaskStart{ContainerID: c.id, Pid: uint32(p.pid)})
 		s.poststart(ctx, c)
 	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.status = tasktypes.Status_RUNNING
 	return &task.StartResponse{Pid: uint32(p.pid)}, nil
 }
 
-// startExec starts an added process. Preconditions: p.mu is held.
+// startExec starts an added process. Preconditions: p.changing is held.
 func (s *service) startExec(ctx context.Context, c *container, p *process, box *sandbox.Sandbox) error {
 	opened, err := p.stdio.open()
 	if err != nil {
 		return err
 	}
+	p.mu.Lock()
 	opened.Rows, opened.Columns = p.rows, p.columns
-	if p.pid, err = box.Exec(ctx, c.name, p.id, *p.spec, opened.Stdio); err != nil {
+	p.mu.Unlock()
+	pid, err := box.Exec(ctx, c.name, p.id, *p.spec, opened.Stdio)
+	if err != nil {
 		opened.end()
 		return err
 	}
-	p.opened = opened
+	p.mu.Lock()
+	p.pid, p.opened = pid, opened
+	p.mu.Unlock()
 	if err := opened.feedIn(p.stdio.in); err != nil {
 		s.log.Warn("the process gets no input", "container", c.id, "process", p.id, "error", err)
 	}
-	s.events.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: c.id, ExecID: p.id, Pid: uint32(p.pid)})
+	s.events.publish(topicExecStarted, &events.TaskExecStarted{ContainerID: c.id, ExecID: p.id, Pid: uint32(pid)})
 	go s.follow(box, c, p)
 	return nil
 }
@@ -311,10 +321,15 @@ func (s *service) freeze(id string, to tasktypes.Status, topic string, event pro
 	if err != nil {
 		return nil, err
 	}
-	c.init.mu.Lock()
-	defer c.init.mu.Unlock()
+	c.init.changing.Lock()
+	defer c.init.changing.Unlock()
 	if err := do(box, c.name); err != nil {
 		return nil, err
+	}
+	c.init.mu.Lock()
+	defer c.init.mu.Unlock()
+	if c.init.stopped() {
+		return nil, status.Errorf(codes.FailedPrecondition, "container %q has stopped", id)
 	}
 	c.init.status = to
 	s.events.publish(topic, event)
@@ -332,6 +347,8 @@ func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emp
 	if err != nil {
 		return nil, err
 	}
+	p.changing.Lock() // a start that goes on has another size
+	defer p.changing.Unlock()
 	p.mu.Lock()
 	p.rows, p.columns = r.Height, r.Width
 	waits := p.id != "" && p.status == tasktypes.Status_CREATED // Start gives it that size
