@@ -292,3 +292,38 @@ func TestEvents(t *testing.T) {
 		t.Errorf("containerd was told %q", got)
 	}
 }
+
+// TestLateReader writes to a fifo whose reader comes later than what is written, as it may on a busy machine.
+func TestLateReader(t *testing.T) {
+	fifo := filepath.Join(t.TempDir(), "out")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan string, 1)
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		data, err := os.ReadFile(fifo)
+		if err != nil {
+			t.Error(err)
+		}
+		got <- string(data)
+	}()
+	w, err := openOutput(fifo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(w, "all of it"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case text := <-got:
+		if text != "all of it" {
+			t.Errorf("the reader got %q", text)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("the reader waits for ever")
+	}
+}

@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"husk.dev/husk/internal/sandbox"
 )
@@ -136,18 +138,43 @@ func openOutput(name string) (io.WriteCloser, error) {
 	if name == "" {
 		return nil, nil
 	}
-	flags := os.O_RDWR // of a fifo both ends: a reader that goes, and comes back, ends nothing
 	if u, err := url.Parse(name); err == nil && u.Scheme != "" && u.Scheme != "fifo" {
 		if u.Scheme != "file" {
 			return nil, fmt.Errorf("output to %q: only fifos, file:// and binary:// are known", name)
 		}
-		name, flags = filepath.Clean(u.Path), os.O_WRONLY|os.O_APPEND|os.O_CREATE
+		f, err := os.OpenFile(filepath.Clean(u.Path), os.O_WRONLY|os.O_APPEND|os.O_CREATE|syscall.O_NONBLOCK, 0o600)
+		if err != nil {
+			return nil, fmt.Errorf("open output: %w", err)
+		}
+		return f, nil
 	} else if err == nil && u.Scheme == "fifo" {
 		name = u.Path
 	}
-	f, err := os.OpenFile(name, flags|syscall.O_NONBLOCK, 0o600)
+	f, err := openFifo(name)
 	if err != nil {
 		return nil, fmt.Errorf("open output: %w", err)
 	}
 	return f, nil
+}
+
+const (
+	// readerWait bounds the wait for the reader of a fifo. containerd has one on its way: it opens its end without waiting.
+	readerWait = 5 * time.Second
+	// readerCheck is how often it is looked for.
+	readerCheck = 2 * time.Millisecond
+)
+
+// openFifo opens both ends of a fifo, so that a reader that goes, and comes back, ends nothing. It waits for a first reader:
+// one that came after the process has ended would wait for a writer for ever, and what was written would be lost.
+func openFifo(name string) (*os.File, error) {
+	for begun := time.Now(); ; time.Sleep(readerCheck) {
+		w, err := os.OpenFile(name, os.O_WRONLY|syscall.O_NONBLOCK, 0)
+		if errors.Is(err, syscall.ENXIO) && time.Since(begun) < readerWait {
+			continue
+		}
+		if err == nil {
+			defer w.Close() // not before both ends are open
+		}
+		return os.OpenFile(name, os.O_RDWR|syscall.O_NONBLOCK, 0)
+	}
 }
