@@ -114,9 +114,13 @@ var layers = []layer{
 		"edits files of others, and knows nothing of what it names there",
 	},
 	{
+		[]string{"internal/forward"}, []string{"internal/ocispec", "internal/sys/..."},
+		"connects to a guest whose sandbox it does not know",
+	},
+	{
 		[]string{"internal/shim"},
 		[]string{
-			"api/agent/v1", "api/cri/v1", "internal/cleanup", "internal/config", "internal/hook", "internal/ocispec", "internal/sandbox",
+			"api/agent/v1", "api/cri/v1", "internal/cleanup", "internal/config", "internal/forward", "internal/hook", "internal/ocispec", "internal/sandbox",
 			"internal/state", "internal/sys/...",
 		},
 		"translates containerd's Task and Sandbox APIs for a sandbox that it owns; what makes one is given to it",
@@ -142,7 +146,7 @@ var layers = []layer{
 		[]string{"internal/cli"},
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
-			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/hook",
+			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/forward", "internal/hook",
 			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/shim", "internal/state",
 			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
 		},

@@ -113,11 +113,7 @@ func (a *App) execProcess(dir *state.Dir, args []string, o *execOptions) (specs.
 		p.Terminal = p.Terminal || o.flags.Terminal
 		return p, err
 	}
-	data, err := os.ReadFile(dir.Path(specFile))
-	if err != nil {
-		return specs.Process{}, fmt.Errorf("read the container's configuration: %w", err)
-	}
-	spec, err := ocispec.Parse(data)
+	spec, err := savedSpec(dir)
 	if err != nil {
 		return specs.Process{}, err
 	}

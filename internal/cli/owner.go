@@ -10,10 +10,13 @@ import (
 	"syscall"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 
 	"husk.dev/husk/internal/assets"
 	"husk.dev/husk/internal/control"
+	"husk.dev/husk/internal/forward"
+	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
@@ -33,11 +36,7 @@ func (a *App) ownerCommand() *cobra.Command {
 }
 
 func (a *App) own(id string) error {
-	level := slog.LevelInfo
-	if a.debug {
-		level = slog.LevelDebug
-	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	log := a.ownerLogger()
 	// What ends an owner is its VM's end; a signal from outside ends the VM in good order.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
@@ -53,6 +52,11 @@ func (a *App) own(id string) error {
 	if err != nil {
 		return err
 	}
+	forwarded, err := forwardPorts(box, dir, log)
+	if err != nil {
+		return err
+	}
+	defer func() { (<-forwarded).Close() }()
 	server, err := control.NewServer(box, a.open, shellProgram)
 	if err != nil {
 		return err
@@ -89,6 +93,15 @@ func (a *App) own(id string) error {
 	return box.Remove()
 }
 
+// ownerLogger writes the owner's log.
+func (a *App) ownerLogger() *slog.Logger {
+	level := slog.LevelInfo
+	if a.debug {
+		level = slog.LevelDebug
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+}
+
 // box is the sandbox that the owner owns.
 func (a *App) box(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) {
 	options, err := a.boxOptions(dir, log)
@@ -111,6 +124,24 @@ func (a *App) boxOptions(dir *state.Dir, log *slog.Logger) (sandbox.Options, err
 		Config: a.config, Driver: driver, Guest: guest, GuestErr: guestErr, Dir: dir, Log: log,
 		Templates: a.templates(), BuildTemplate: a.buildTemplateLater,
 	}, nil
+}
+
+// forwardPorts begins to forward ports for the container that the sandbox is made for.
+func forwardPorts(box *sandbox.Sandbox, dir *state.Dir, log *slog.Logger) (<-chan *forward.Forwarder, error) {
+	spec, err := savedSpec(dir)
+	if err != nil {
+		return nil, err
+	}
+	return forward.Pod(box, spec, log), nil
+}
+
+// savedSpec is the configuration that the container is being made from.
+func savedSpec(dir *state.Dir) (*specs.Spec, error) {
+	data, err := os.ReadFile(dir.Path(specFile))
+	if err != nil {
+		return nil, fmt.Errorf("read the container's configuration: %w", err)
+	}
+	return ocispec.Parse(data)
 }
 
 // inherited is a listening socket that this process was started with.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -37,11 +36,7 @@ func (a *App) standIn(dir *state.Dir) error {
 	if record.Image != "" || record.Rootfs == "" {
 		return nil // no engine made it, and its files are on the guest's disks
 	}
-	data, err := os.ReadFile(dir.Path(specFile))
-	if err != nil {
-		return fmt.Errorf("read the container's configuration: %w", err)
-	}
-	spec, err := ocispec.Parse(data)
+	spec, err := savedSpec(dir)
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ const (
 	criSandbox     = "io.kubernetes.cri.sandbox-id"
 	crioType       = "io.kubernetes.cri-o.ContainerType"
 	crioSandbox    = "io.kubernetes.cri-o.SandboxID"
+	crioPorts      = "io.kubernetes.cri-o.PortMappings" // not podman's
 	criCPUQuota    = "io.kubernetes.cri.sandbox-cpu-quota"
 	criCPUPeriod   = "io.kubernetes.cri.sandbox-cpu-period"
 	criMemory      = "io.kubernetes.cri.sandbox-memory"
@@ -42,6 +43,13 @@ func SandboxID(spec *specs.Spec) string {
 // IsSandbox tells whether an engine has noted that the container holds the namespaces of a pod.
 func IsSandbox(spec *specs.Spec) bool {
 	return spec.Annotations[criType] == sandboxOfAPod || spec.Annotations[crioType] == sandboxOfAPod
+}
+
+// ForwardsPorts tells whether the container holds the namespaces of a pod whose engine forwards ports in them: containerd and
+// CRI-O do.
+func ForwardsPorts(spec *specs.Spec) bool {
+	_, crio := spec.Annotations[crioPorts]
+	return spec.Annotations[criType] == sandboxOfAPod || crio && IsSandbox(spec)
 }
 
 // SandboxResources are the limits that the virtual machine of a pod is to hold: those of the pod where its engine has

@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"husk.dev/husk/internal/forward"
 	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/sandbox"
@@ -79,9 +80,9 @@ func (s *service) makeBox(ctx context.Context, host *Host, c *container, request
 		request.Stdio.Close()
 		return err
 	}
-	forwarded := forwardFor(box, c, s.log)
+	forwarded := forward.Pod(box, c.spec, s.log)
 	if err := box.Create(ctx, request); err != nil {
-		(<-forwarded).close()
+		(<-forwarded).Close()
 		<-box.Done()
 		return errors.Join(err, box.Remove())
 	}
@@ -112,7 +113,7 @@ func (s *service) joinControl(host *Host, c *container) {
 
 // endBox ends the virtual machine and all that serves it. Preconditions: making is held.
 func (s *service) endBox(box *sandbox.Sandbox, reason string) error {
-	s.forward.close()
+	s.forward.Close()
 	box.End(reason)
 	if s.stopControl != nil {
 		s.stopControl()

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"husk.dev/husk/internal/forward"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
 )
@@ -39,10 +40,10 @@ type service struct {
 	called, calls         atomic.Int64  // requests that have come, and those that are being served
 	end                   chan struct{} // closed when the shim is to end
 
-	making      sync.Mutex // held while a sandbox is made or ended; guards the fields below
-	forward     *forwarder // nil without the network of a pod
-	first       *state.Dir // of the container that the virtual machine was made for
-	stopControl func()     // ends the serving of husk's verbs; nil where they are not served
+	making      sync.Mutex         // held while a sandbox is made or ended; guards the fields below
+	forward     *forward.Forwarder // nil without the network of a pod
+	first       *state.Dir         // of the container that the virtual machine was made for
+	stopControl func()             // ends the serving of husk's verbs; nil where they are not served
 
 	mu         sync.Mutex // guards the fields below
 	host       *Host

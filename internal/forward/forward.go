@@ -1,4 +1,6 @@
-package shim
+// Package forward passes connections to the loopback of a pod's network namespace on to its guest. Engines forward ports that
+// way: they enter the namespace, where nothing of the pod listens, and connect to localhost.
+package forward
 
 import (
 	"context"
@@ -7,13 +9,15 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"husk.dev/husk/internal/ocispec"
-	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/sys"
 )
 
@@ -26,10 +30,14 @@ const (
 	maxForwards = 256
 )
 
-// forwarder passes connections to the loopback of a pod's network namespace on to the guest's. containerd forwards
-// ports that way: it enters the namespace, where nothing of the pod listens, and connects to localhost.
-type forwarder struct {
-	box       *sandbox.Sandbox
+// Guest connects to ports of its own loopback.
+type Guest interface {
+	Connect(ctx context.Context, port uint16) (net.Conn, error)
+}
+
+// Forwarder is what passes connections on.
+type Forwarder struct {
+	guest     Guest
 	log       *slog.Logger
 	network   string // path of the namespace
 	listeners []net.Listener
@@ -42,9 +50,9 @@ var families = []struct{ network, address, program string }{
 	{"tcp4", "127.0.0.1", "iptables"}, {"tcp6", "::1", "ip6tables"},
 }
 
-// forward begins to pass on connections. Where the machine lacks what that takes, pods have no port forwarding.
-func forward(box *sandbox.Sandbox, path string, log *slog.Logger) *forwarder {
-	f := &forwarder{box: box, log: log, network: path, slots: make(chan struct{}, maxForwards)}
+// start begins to pass on connections. Where the machine lacks what that takes, pods have no port forwarding.
+func start(guest Guest, path string, log *slog.Logger) *Forwarder {
+	f := &Forwarder{guest: guest, log: log, network: path, slots: make(chan struct{}, maxForwards)}
 	err := sys.InNetwork(path, func() error {
 		var errs []error
 		for _, family := range families {
@@ -63,7 +71,7 @@ func forward(box *sandbox.Sandbox, path string, log *slog.Logger) *forwarder {
 
 // redirect listens on a port of the namespace's loopback and has all connections to others there end up at it. It is
 // called in the namespace.
-func (f *forwarder) redirect(network, address, program string) error {
+func (f *Forwarder) redirect(network, address, program string) error {
 	listener, err := net.Listen(network, net.JoinHostPort(address, "0"))
 	if err != nil {
 		return fmt.Errorf("listen in the pod's network: %w", err)
@@ -89,7 +97,7 @@ func iptables(program, verb string, rule []string) error {
 	return nil
 }
 
-func (f *forwarder) accept(l net.Listener) {
+func (f *Forwarder) accept(l net.Listener) {
 	for {
 		conn, err := l.Accept()
 		if errors.Is(err, net.ErrClosed) {
@@ -112,12 +120,12 @@ func (f *forwarder) accept(l net.Listener) {
 }
 
 // pass joins a connection to the guest's port of the same number.
-func (f *forwarder) pass(conn *net.TCPConn) error {
+func (f *Forwarder) pass(conn *net.TCPConn) error {
 	port, err := sys.OriginalPort(conn)
 	if err != nil {
 		return err
 	}
-	guest, err := f.box.Connect(context.Background(), port)
+	guest, err := f.guest.Connect(context.Background(), port)
 	if err != nil {
 		return err
 	}
@@ -130,21 +138,40 @@ func (f *forwarder) pass(conn *net.TCPConn) error {
 	return nil
 }
 
-// forwardFor begins to forward ports where c is the first container of a pod with a network, while the virtual machine
+// Pod begins to forward ports where spec is that of the first container of a pod with a network, while the virtual machine
 // starts. What it sends is nil for others.
-func forwardFor(box *sandbox.Sandbox, c *container, log *slog.Logger) <-chan *forwarder {
-	made := make(chan *forwarder, 1)
-	path, _ := network(c.spec)
-	if path == "" || !ocispec.IsSandbox(c.spec) {
+func Pod(guest Guest, spec *specs.Spec, log *slog.Logger) <-chan *Forwarder {
+	made := make(chan *Forwarder, 1)
+	ns := ocispec.Namespace(spec, specs.NetworkNamespace)
+	if ns == nil || ns.Path == "" || !ocispec.ForwardsPorts(spec) {
 		made <- nil
 		return made
 	}
-	go func() { made <- forward(box, path, log) }()
+	own, err := isOwn(ns.Path)
+	if err != nil || own { // the virtual machine is refused then
+		log.Debug("ports of the pod are not forwarded", "network", ns.Path, "error", err)
+		made <- nil
+		return made
+	}
+	go func() { made <- start(guest, ns.Path, log) }()
 	return made
 }
 
-// close ends the forwarding and takes back the rules, where the namespace is still there.
-func (f *forwarder) close() {
+// isOwn tells whether path is the network namespace that this process is in: an engine names the host's like any other.
+func isOwn(path string) (bool, error) {
+	other, err := os.Stat(path)
+	if err != nil {
+		return false, err
+	}
+	own, err := os.Stat("/proc/self/ns/net")
+	if err != nil {
+		return false, err
+	}
+	return os.SameFile(own, other), nil
+}
+
+// Close ends the forwarding and takes back the rules, where the namespace is still there.
+func (f *Forwarder) Close() {
 	if f == nil {
 		return
 	}
