@@ -31,7 +31,7 @@ type Engine struct {
 // Engines are all that are known.
 var Engines = []Engine{
 	{"containerd", "containerd/config.toml", addContainerd(""), cutBlock, "restart containerd, and ask for the runtime io.containerd.husk.v2, or in Kubernetes for the handler husk"},
-	{"crio", "crio/crio.conf.d/50-husk.conf", whole(crioText), gone, "restart CRI-O, and ask for the handler husk"},
+	{"crio", "crio/crio.conf.d/50-husk.conf", whole(crioText), gone, "set drop_infra_ctr = false below [crio.runtime], restart CRI-O, and ask for the handler husk"},
 	{"podman", "containers/containers.conf.d/husk.conf", whole(podmanText), gone, "podman --runtime husk run ..."},
 	{"docker", "docker/daemon.json", addDocker, removeDocker, "reload Docker (kill -HUP, or restart it), and docker run --runtime husk ..."},
 }
