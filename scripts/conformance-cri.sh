@@ -48,7 +48,7 @@ if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 		apt-get update -q >&2
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends "${missing[@]}" </dev/null >&2
 	fi
-	HUSK_SUITE=$(cached critest "$({ cat "$here"/*/go.mod "$here"/*/go.sum && "$go" version; } | hash_of)" build_programs)
+	HUSK_SUITE=$(cached critest "$({ cat "$here"/{containerd,critest}/go.mod "$here"/{containerd,critest}/go.sum && "$go" version; } | hash_of)" build_programs)
 	HUSK_BUSYBOX=$(cached busybox "$(dpkg-query -W busybox-static | hash_of)" unpack_busybox)
 	mkdir -p "$top/build"
 	(cd "$top" && CGO_ENABLED=0 "$go" build -o build/conformance-images ./test/conformance/cri/images)
