@@ -50,7 +50,15 @@ while getopts o:f:r: flag; do
 	esac
 done
 
+# crio_finish ends the node, and removes the control groups that CRI-O leaves for a kubelet to remove.
+# shellcheck disable=SC2317 # the trap calls it
+crio_finish() {
+	node_finish
+	find /sys/fs/cgroup -depth -type d -path '*/crio*' -exec rmdir {} + 2>/dev/null || :
+}
+
 node_up
+trap crio_finish EXIT
 node_registry .
 "$top/build/bin/husk" install crio >&2
 "$node_cri/config.sh" "$work" "$registry" podsandbox >/dev/null # the networks
