@@ -1,9 +1,9 @@
 #!/bin/bash
 # Prints the configuration of a containerd that keeps all in DIR and pulls every image from REGISTRY.
-#   config.sh DIR REGISTRY SANDBOXER
+#   config.sh DIR REGISTRY [SANDBOXER]
 set -euo pipefail
 
-dir=$1 registry=$2 sandboxer=$3
+dir=$1 registry=$2 sandboxer=${3:-podsandbox}
 mkdir -p "$dir/cni"
 cat >"$dir/cni/10-bridge.conflist" <<-CNI
 	{"cniVersion":"1.0.0","name":"pods","plugins":[
