@@ -225,6 +225,7 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 	}
 	l.undo.Add(attend.end)
 	pid := attend.cmd.Process.Pid
+	l.undo.Add(func() error { a.runPoststop(context.WithoutCancel(ctx), c.unmade()); return nil })
 	if err := c.runCreateHooks(ctx, pid); err != nil {
 		return nil, err
 	}
@@ -303,6 +304,14 @@ func (c *creation) runCreateHooks(ctx context.Context, pid int) error {
 		Version: specs.Version, ID: c.id, Status: specs.StateCreating, Pid: pid, Bundle: c.bundle.Dir,
 		Annotations: c.bundle.Spec.Annotations,
 	})
+}
+
+// unmade is what the poststop hooks are told of a container that comes to nothing after others of its hooks have run, which
+// they are to undo (runtime.md, "Lifecycle").
+func (c *creation) unmade() state.Container {
+	record := c.record
+	record.ID = c.id
+	return record
 }
 
 // runPoststart runs the poststart hooks; a failing one is a warning (runtime.md, "Lifecycle").

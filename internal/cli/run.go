@@ -251,6 +251,7 @@ func (a *App) attached(ctx context.Context, c *creation) (_ *launch, _ net.Conn,
 	if err != nil {
 		return nil, nil, nil, err
 	}
+	l.undo.Add(func() error { a.runPoststop(context.WithoutCancel(ctx), c.unmade()); return nil })
 	if err := c.runCreateHooks(ctx, os.Getpid()); err != nil {
 		return nil, nil, nil, err
 	}

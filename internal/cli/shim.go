@@ -88,8 +88,8 @@ func listenIn(dir *state.Dir, name string) (net.Listener, error) {
 	return net.FileListener(f)
 }
 
-// forget removes a container whose owner is gone.
-func (a *App) forget(ctx context.Context, dir *state.Dir) error {
+// forget removes a container whose owner is gone, and tells its hooks the name that containerd has for it.
+func (a *App) forget(ctx context.Context, dir *state.Dir, id string) error {
 	record, err := dir.Load()
 	if errors.Is(err, fs.ErrNotExist) { // its creation was cut short before the first save
 		return dir.Remove()
@@ -104,6 +104,7 @@ func (a *App) forget(ctx context.Context, dir *state.Dir) error {
 	if err := dir.Remove(); err != nil {
 		return err
 	}
+	record.ID = id
 	a.runPoststop(ctx, record)
 	return nil
 }

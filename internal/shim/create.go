@@ -115,6 +115,7 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 	}
 	defer c.closeDisks()
 	undo.Add(c.dropRoot)
+	undo.Add(func() error { return c.poststop(context.WithoutCancel(ctx)) })
 	if err := c.standIn(ctx, s.log); err != nil {
 		return nil, err
 	}
@@ -222,6 +223,14 @@ func (c *container) state(status specs.ContainerState) specs.State {
 		st.Pid = c.stand.ID()
 	}
 	return st
+}
+
+// poststop runs the hooks that undo what the others did, also where the container came to nothing.
+func (c *container) poststop(ctx context.Context) error {
+	if c.spec.Hooks == nil {
+		return nil
+	}
+	return hook.RunAll(ctx, "poststop", c.spec.Hooks.Poststop, c.state(specs.StateStopped))
 }
 
 // poststart runs the hooks after the start; a failing one is a warning (runtime.md, "Lifecycle").

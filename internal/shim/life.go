@@ -11,13 +11,11 @@ import (
 	events "github.com/containerd/containerd/api/events"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	tasktypes "github.com/containerd/containerd/api/types/task"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"husk.dev/husk/internal/forward"
-	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
@@ -252,9 +250,7 @@ func (s *service) release(ctx context.Context, box *sandbox.Sandbox, c *containe
 	s.mu.Unlock()
 	c.stand.End()
 	errs = append(errs, c.unmountRoot())
-	if c.spec.Hooks != nil {
-		errs = append(errs, hook.RunAll(ctx, "poststop", c.spec.Hooks.Poststop, c.state(specs.StateStopped)))
-	}
+	errs = append(errs, c.poststop(ctx))
 	if err := errors.Join(errs...); err != nil {
 		s.log.Warn("delete container", "id", c.id, "error", err)
 	}

@@ -3,7 +3,6 @@ package shim
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -19,7 +18,6 @@ import (
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/ttrpc"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
@@ -30,7 +28,6 @@ import (
 	"husk.dev/husk/internal/assets"
 	"husk.dev/husk/internal/channel"
 	"husk.dev/husk/internal/config"
-	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
@@ -265,30 +262,7 @@ func (p *podShim) start(t *testing.T) *api.StartSandboxResponse {
 // container creates and starts a container of the pod, whose namespaces are those of process pid.
 func (p *podShim) container(t *testing.T, id, pid string) {
 	t.Helper()
-	bundle := filepath.Join(filepath.Dir(p.bundle), id)
-	if err := os.MkdirAll(filepath.Join(bundle, rootfsDir), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	spec := ocispec.Example(false, 0, 0)
-	spec.Process.Terminal = false
-	spec.Annotations = map[string]string{"io.kubernetes.cri.container-type": "container", "io.kubernetes.cri.sandbox-id": "pod"}
-	for i, ns := range spec.Linux.Namespaces {
-		if ns.Type == specs.MountNamespace || ns.Type == specs.CgroupNamespace {
-			continue
-		}
-		kind := string(ns.Type)
-		if ns.Type == specs.NetworkNamespace {
-			kind = "net"
-		}
-		spec.Linux.Namespaces[i].Path = "/proc/" + pid + "/ns/" + kind
-	}
-	data, err := json.Marshal(spec)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(filepath.Join(bundle, configFile), data, 0o600); err != nil {
-		t.Fatal(err)
-	}
+	bundle := p.bundleOf(t, id, pid, nil)
 	if _, err := p.tasks.Create(t.Context(), &task.CreateTaskRequest{ID: id, Bundle: bundle}); err != nil {
 		t.Fatal(err)
 	}

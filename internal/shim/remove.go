@@ -70,5 +70,5 @@ func (p Program) forget(ctx context.Context, a arguments, bundle string, answer 
 	if err != nil {
 		return err
 	}
-	return host.Forget(ctx, dir)
+	return host.Forget(ctx, dir, a.id)
 }

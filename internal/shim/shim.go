@@ -33,8 +33,8 @@ type Host struct {
 	Config config.Config
 	// Sandbox makes the sandbox whose first container has the state directory dir; with keep it outlives its containers.
 	Sandbox func(dir *state.Dir, keep bool, log *slog.Logger) (*sandbox.Sandbox, error)
-	// Forget removes a container whose owner is gone, with all that is left of it.
-	Forget func(ctx context.Context, dir *state.Dir) error
+	// Forget removes a container whose owner is gone, with all that is left of it. Hooks know it by id.
+	Forget func(ctx context.Context, dir *state.Dir, id string) error
 	// Serve lets husk's own verbs reach a sandbox through the directory of its first container, until stop.
 	Serve func(box *sandbox.Sandbox, dir *state.Dir, log *slog.Logger) (stop func(), err error)
 	// Join has the same for a further container.
