@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -89,19 +90,51 @@ func readFile(name string) ([]byte, error) {
 	return data, err
 }
 
-// annotations reads those of a bundle's configuration.
-func annotations(bundle string) (map[string]string, error) {
+// belonging reads of a bundle's configuration what says where the container belongs: annotations and namespaces.
+func belonging(bundle string) (*specs.Spec, error) {
 	data, err := readFile(filepath.Join(bundle, configFile))
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
 	var spec struct {
 		Annotations map[string]string `json:"annotations"`
+		Linux       struct {
+			Namespaces []specs.LinuxNamespace `json:"namespaces"`
+		} `json:"linux"`
 	}
 	if err := json.Unmarshal(data, &spec); err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
 	}
-	return spec.Annotations, nil
+	return &specs.Spec{Annotations: spec.Annotations, Linux: &specs.Linux{Namespaces: spec.Linux.Namespaces}}, nil
+}
+
+// neighbour is the socket of the shim of a container whose namespaces the one of bundle joins, "" where it joins none. The
+// bundles of a namespace of containerd's are side by side.
+func (a arguments) neighbour(bundle string, spec *specs.Spec) string {
+	pids := ocispec.JoinedPIDs(spec)
+	if len(pids) == 0 {
+		return ""
+	}
+	others, err := filepath.Glob(filepath.Join(filepath.Dir(bundle), "*", noteFile))
+	if err != nil {
+		return ""
+	}
+	for _, file := range others {
+		other := filepath.Dir(file)
+		n, found, err := loadNote(other)
+		if err != nil || !found || other == bundle {
+			continue
+		}
+		dir, err := state.Open(n.RunDir, stateID(a.namespace, filepath.Base(other)))
+		if err != nil {
+			continue
+		}
+		record, err := dir.Load()
+		if err == nil && slices.Contains(pids, record.Host.PID) && record.Host.Alive() && record.Owner.Alive() {
+			return savedSocket(other)
+		}
+	}
+	return ""
 }
 
 // network is the path of the container's network namespace, and whether it has one of its own.

@@ -36,7 +36,8 @@ const (
 	jsonEnv = "MAX_SHIM_VERSION"
 )
 
-// start finds the shim of the container's pod, or makes one for it, and tells containerd where it listens.
+// start finds the shim of the container's pod, or of another one whose namespaces it joins, or makes one for it, and tells
+// containerd where it listens.
 func (p Program) start(a arguments) error {
 	input, err := p.readInput()
 	if err != nil {
@@ -47,24 +48,29 @@ func (p Program) start(a arguments) error {
 		return err
 	}
 	params := parameters(input, a)
-	about, err := annotations(dir)
+	about, err := belonging(dir)
 	if errors.Is(err, os.ErrNotExist) { // a sandbox's, and not a container's
-		about, err = nil, saveOptions(dir, input, params)
+		about, err = &specs.Spec{}, saveOptions(dir, input, params)
 	}
 	if err != nil {
 		return err
 	}
 	address := a.id
-	if first := ocispec.SandboxID(&specs.Spec{Annotations: about}); first != "" {
+	if first := ocispec.SandboxID(about); first != "" {
 		address = first
 	}
 	socket := socketPath(params.GetSocketDir(), a.address, a.namespace, address)
-	if address != a.id || listening(socket) {
-		if !listening(socket) {
-			return fmt.Errorf("the shim of pod %q does not listen on %s", address, socket)
+	served := listening(socket)
+	if other := a.neighbour(dir, about); !served && address == a.id && listening(other) {
+		socket, served = other, true
+	}
+	if !served && address != a.id {
+		return fmt.Errorf("the shim of pod %q does not listen on %s", address, socket)
+	}
+	if !served {
+		if err := p.launch(a, dir, socket); err != nil {
+			return err
 		}
-	} else if err := p.launch(a, dir, socket); err != nil {
-		return err
 	}
 	if err := state.WriteFile(filepath.Join(dir, addressFile), []byte(unixScheme+socket), 0o600); err != nil {
 		return fmt.Errorf("save address: %w", err)
