@@ -103,20 +103,25 @@ until_true() {
 	done
 }
 
-# node_registry PATTERN makes the images whose names the regular expression finds, and serves them.
+# node_registry PATTERN [CERTIFICATE HOST...] makes the images whose names the regular expression finds, and serves them.
 node_registry() {
 	"$node_cri/images.sh" "$work/trees" "$HUSK_BUSYBOX/bin/busybox" | grep -E "$1" >"$work/list"
-	"$top/build/conformance-images" "$registry" "$work/list" >"$out/images.log" 2>&1 &
+	"$top/build/conformance-images" "$registry" "$work/list" "${@:2}" >"$out/images.log" 2>&1 &
 	children+=($!)
 	until_true 600 grep -q serving "$out/images.log"
 }
 
-# node_containerd starts containerd with husk and runc, on the socket $work/sock.
-node_containerd() {
+# node_config writes the configuration of a containerd with husk and runc, on the socket $work/sock.
+node_config() {
 	{
 		"$node_cri/config.sh" "$work" "$registry"
 		printf "[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\n  runtime_type = 'io.containerd.runc.v2'\n"
 	} >"$work/config.toml"
+}
+
+# node_containerd starts it.
+node_containerd() {
+	node_config
 	PATH=$top/build/bin:$HUSK_CONTAINERD/bin:$PATH "$HUSK_CONTAINERD/bin/containerd" --config "$work/config.toml" >"$out/containerd.log" 2>&1 &
 	children+=($!)
 	until_true 300 "$HUSK_CONTAINERD/bin/ctr" -a "$work/sock" version

@@ -28,6 +28,7 @@ cat <<-TOML
 	[plugins.'io.containerd.cri.v1.runtime']
 	  restrict_oom_score_adj = true
 	  disable_apparmor = true
+	  drain_exec_sync_io_timeout = "10s"
 	[plugins.'io.containerd.cri.v1.runtime'.cni]
 	  bin_dirs = ["/usr/lib/cni"]
 	  conf_dir = "$dir/cni"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Makes root directories in DIR from this machine's programs, and prints the list of images that critest asks for, in the
+# Makes root directories in DIR from this machine's programs, and prints the list of images that the suites ask for, in the
 # form that the program images reads.
 #   images.sh DIR BUSYBOX    BUSYBOX is one that executes the files of its applets
 set -euo pipefail
@@ -84,6 +84,15 @@ mkdir -p "$dir/groups/etc"
 { cat "$box/etc/passwd" && echo 'default-user:x:1000:1000::/home:/bin/sh'; } >"$dir/groups/etc/passwd"
 { cat "$box/etc/group" && printf 'default-user:x:1000:\ngroup-defined-in-image:x:50000:default-user\n'; } >"$dir/groups/etc/group"
 
+# What containerd's own tests look for: users and groups as busybox has them, and in volumes files that are copied, and an owner.
+mkdir -p "$dir/users/etc"
+{ cat "$box/etc/passwd" && echo 'daemon:x:1:1:daemon:/usr/sbin:/bin/false'; } >"$dir/users/etc/passwd"
+printf 'root:x:0:\ndaemon:x:1:\nwheel:x:10:root\nnogroup:x:65534:\n' >"$dir/users/etc/group"
+mkdir -p "$dir/volumes/test_dir" "$dir/volumes/C:/weird_test_dir" "$dir/volumes/:colon_prefixed" "$dir/owned/test_dir"
+echo test_content | tee "$dir/volumes/test_dir/test_file" "$dir/volumes/C:/weird_test_dir/weird_test_file" \
+	"$dir/volumes/:colon_prefixed/colon_prefixed_file" >/dev/null
+chown 65534:65534 "$dir/owned/test_dir"
+
 image() {
 	printf '%s\t' "$1"
 	local layers=$2
@@ -112,3 +121,6 @@ image $tools/test-image-user-username:latest busybox '{"User":"www-data"}'
 image $tools/test-image-user-uid-group:latest busybox '{"User":"1003:users"}'
 image $tools/test-image-user-username-group:latest busybox '{"User":"www-data:100"}'
 image $tools/test-image-predefined-group:latest busybox,groups '{"User":"1000"}'
+image containerd/busybox:1.36 busybox,users '{"Cmd":["sh"]}'
+image containerd/volume-copy-up:2.2 busybox,volumes '{"Cmd":["sh"],"Volumes":{"/test_dir":{},"C:/weird_test_dir":{},"/:colon_prefixed":{}}}'
+image containerd/volume-ownership:2.1 busybox,users,owned '{"Cmd":["sh"],"Volumes":{"/test_dir":{}}}'

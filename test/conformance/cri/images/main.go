@@ -1,21 +1,30 @@
 // Command images serves a registry of images that it makes of directories: the CRI's suite pulls its images from there, with
 // no network.
 //
-//	images ADDRESS LIST
+//	images ADDRESS LIST [CERTIFICATE HOST...]
 //
 // Each line of the file LIST is NAME, tab, DIRECTORY for each layer with commas between, tab, the image's configuration as
-// JSON. It prints "serving" once all images are there.
+// JSON. It prints each one's name and digest, and "serving" once all images are there. For
+// clients that know the images by the names of other registries it also is these HOSTs, on the port for HTTPS, with a
+// certificate of its own, which it writes to the file CERTIFICATE.
 package main
 
 import (
 	"archive/tar"
 	"bufio"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"io/fs"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -35,17 +44,17 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: images ADDRESS LIST")
+	if len(os.Args) < 3 || len(os.Args) == 4 {
+		fmt.Fprintln(os.Stderr, "usage: images ADDRESS LIST [CERTIFICATE HOST...]")
 		os.Exit(2)
 	}
-	if err := serve(os.Args[1], os.Args[2]); err != nil {
+	if err := serve(os.Args[1], os.Args[2], os.Args[3:]); err != nil {
 		fmt.Fprintln(os.Stderr, "images:", err)
 		os.Exit(1)
 	}
 }
 
-func serve(address, list string) error {
+func serve(address, list string, others []string) error {
 	listener, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
@@ -53,8 +62,25 @@ func serve(address, list string) error {
 	server := &http.Server{
 		Handler: registry.New(registry.Logger(log.New(io.Discard, "", 0))), ReadHeaderTimeout: time.Minute,
 	}
-	done := make(chan error, 1)
+	done := make(chan error, 2)
 	go func() { done <- server.Serve(listener) }()
+	if len(others) > 0 {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return err
+		}
+		secure, err := net.Listen("tcp", net.JoinHostPort(host, "443"))
+		if err != nil {
+			return err
+		}
+		certificate, err := certify(others[0], others[1:])
+		if err != nil {
+			return fmt.Errorf("make a certificate: %w", err)
+		}
+		go func() {
+			done <- server.Serve(tls.NewListener(secure, &tls.Config{Certificates: []tls.Certificate{certificate}, NextProtos: []string{"http/1.1"}}))
+		}()
+	}
 	file, err := os.Open(list)
 	if err != nil {
 		return err
@@ -72,6 +98,24 @@ func serve(address, list string) error {
 	}
 	fmt.Println("serving")
 	return <-done
+}
+
+// certify makes a certificate for hosts, valid for a day, and writes it to a file.
+func certify(file string, hosts []string) (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), DNSNames: hosts, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
+	}
+	data, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	err = os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: data}), 0o644)
+	return tls.Certificate{Certificate: [][]byte{data}, PrivateKey: key}, err
 }
 
 // push makes the image of one line and puts it into the registry.
@@ -114,10 +158,15 @@ func push(address, line string, layers map[string]v1.Layer) error {
 	if err != nil {
 		return err
 	}
+	digest, err := image.Digest()
+	if err != nil {
+		return err
+	}
+	fmt.Println(fields[0], digest)
 	return remote.Write(ref, image)
 }
 
-// pack is a directory as a tar, owned by root, the same whenever it is made.
+// pack is a directory as a tar, the same whenever it is made.
 func pack(dir string) ([]byte, error) {
 	var all bytes.Buffer
 	w := tar.NewWriter(&all)
@@ -140,7 +189,7 @@ func pack(dir string) ([]byte, error) {
 			return err
 		}
 		header.Name, header.ModTime = strings.TrimPrefix(path, dir+"/"), time.Unix(1, 0)
-		header.Uid, header.Gid, header.Uname, header.Gname = 0, 0, "", ""
+		header.Uname, header.Gname = "", ""
 		if err := w.WriteHeader(header); err != nil || !info.Mode().IsRegular() {
 			return err
 		}
