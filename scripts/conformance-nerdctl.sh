@@ -29,9 +29,10 @@ done
 . "$here/cases.sh"
 mapfile -t cases < <(cases_of "$here/cases.sh" "$focus")
 
-# settings writes what nerdctl is to use, and gives it a network of its own.
+# settings writes what nerdctl is to use, and gives the plugins of its networks a place of their own for the addresses.
 settings() {
-	mkdir -p /etc/nerdctl "$work/nerdctl" "$work/nets"
+	mkdir -p /etc/nerdctl "$work/nerdctl" "$work/nets" /var/lib/cni
+	mount -t tmpfs tmpfs /var/lib/cni
 	cat >/etc/nerdctl/nerdctl.toml <<-TOML
 		address = "$work/sock"
 		data_root = "$work/nerdctl"
