@@ -98,6 +98,7 @@ for suite; do
 		done
 		echo "$label: $(wc -l <"$out/$label.PASS") passed, $(wc -l <"$out/$label.FAIL") failed, $(wc -l <"$out/$label.SKIP") skipped, $((SECONDS - start)) s"
 	done
+	[ -s "$out/$suite-runc.PASS" ] || { say "nothing passes with runc: $suite" && wrong=1; }
 	while read -r name; do
 		grep -qF -- "$suite ${name%%/*} " "$here/differences" || { say "passes with runc alone: $suite $name" && wrong=1; }
 	done < <(comm -23 "$out/$suite-runc.PASS" "$out/$suite-husk.PASS")

@@ -205,9 +205,13 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 	if err != nil {
 		return nil, err
 	}
+	hooked := false
 	defer func() {
 		if err != nil {
 			l.abandon()
+		}
+		if err != nil && hooked {
+			a.runPoststop(context.WithoutCancel(ctx), c.unmade())
 		}
 	}()
 	files, closeFiles, err := c.files()
@@ -225,7 +229,7 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 	}
 	l.undo.Add(attend.end)
 	pid := attend.cmd.Process.Pid
-	l.undo.Add(func() error { a.runPoststop(context.WithoutCancel(ctx), c.unmade()); return nil })
+	hooked = true
 	if err := c.runCreateHooks(ctx, pid); err != nil {
 		return nil, err
 	}

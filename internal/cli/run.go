@@ -226,6 +226,7 @@ func (a *App) attached(ctx context.Context, c *creation) (_ *launch, _ net.Conn,
 		return nil, nil, nil, err
 	}
 	var conn net.Conn
+	hooked := false
 	defer func() {
 		if err == nil {
 			l.keep()
@@ -235,6 +236,9 @@ func (a *App) attached(ctx context.Context, c *creation) (_ *launch, _ net.Conn,
 			conn.Close()
 		}
 		l.abandon()
+		if hooked {
+			a.runPoststop(context.WithoutCancel(ctx), c.unmade())
+		}
 	}()
 	stdin := a.in
 	if !c.stdin {
@@ -251,7 +255,7 @@ func (a *App) attached(ctx context.Context, c *creation) (_ *launch, _ net.Conn,
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	l.undo.Add(func() error { a.runPoststop(context.WithoutCancel(ctx), c.unmade()); return nil })
+	hooked = true
 	if err := c.runCreateHooks(ctx, os.Getpid()); err != nil {
 		return nil, nil, nil, err
 	}

@@ -9,7 +9,7 @@ import (
 
 // TestPodOfHost has a pod with the network namespace that the test is in: nothing may be redirected there.
 func TestPodOfHost(t *testing.T) {
-	for _, path := range []string{"", "/proc/self/ns/net", "/proc/thread-self/ns/net", "/nonexistent"} {
+	for _, path := range []string{"", "/proc/self/ns/net", "/proc/thread-self/ns/net", "/proc/nonexistent"} {
 		spec := &specs.Spec{
 			Annotations: map[string]string{"io.kubernetes.cri.container-type": "sandbox"},
 			Linux:       &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.NetworkNamespace, Path: path}}},

@@ -15,7 +15,7 @@ import (
 	"husk.dev/husk/internal/state"
 )
 
-// maxExecs bounds the processes of a container that are known: a guest may never tell of their ends.
+// maxExecs bounds the processes that are added to a container at a time: a guest may never tell of their ends.
 const maxExecs = 1024
 
 // Start runs the program of a created container.
@@ -49,7 +49,7 @@ func (c *container) change(verb string, from, to state.Status, call func() error
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.record.Status == state.Stopped { // by now
+	if c.record.Status == state.Stopped && from == state.Created { // it was started, and has ended by now
 		return nil
 	}
 	return c.move(to)
@@ -118,8 +118,8 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	if err = c.expect("exec in", state.Created, state.Running); err == nil && (exec == "" || c.execs[exec] != nil) {
 		err = fmt.Errorf("%w: process %q of container %q exists", ErrState, exec, id)
 	}
-	if err == nil && len(c.execs) >= maxExecs {
-		err = fmt.Errorf("%w: container %q has %d processes that were added to it", ErrState, id, len(c.execs))
+	if err == nil && c.added() >= maxExecs {
+		err = fmt.Errorf("%w: %d processes that were added to container %q have not ended", ErrState, maxExecs, id)
 	}
 	if err == nil {
 		c.execs[exec] = p
@@ -214,6 +214,18 @@ func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, pro
 func (c *container) followExec(p *process, gone <-chan struct{}) {
 	c.guard(p, gone)
 	go p.finish(func(Exit) { time.AfterFunc(retain, func() { c.forget(p) }) })
+}
+
+// added is how many processes were added and have not ended. Preconditions: mu is held.
+func (c *container) added() (n int) {
+	for _, p := range c.execs {
+		select {
+		case <-p.ended:
+		default:
+			n++
+		}
+	}
+	return n
 }
 
 func (c *container) forget(p *process) {

@@ -48,6 +48,7 @@ type process struct {
 	status        tasktypes.Status
 	pid           int
 	opened        *opened
+	inClosed      bool // CloseIO was called, perhaps before there was any input
 	rows, columns uint32
 	exit          sandbox.Exit // valid once exited is closed
 	exited        chan struct{}

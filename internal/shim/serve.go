@@ -105,12 +105,15 @@ func (s *service) idle(wait time.Duration) <-chan struct{} {
 			case <-time.After(wait):
 			}
 			called := s.called.Load()
-			s.closing.Store(called == before) // a request that comes from now on is refused
-			if called == before && s.calls.Load() == 0 && s.empty() {
-				close(idle)
-				return
+			unused := func() bool { return s.called.Load() == before && s.calls.Load() == 0 && s.empty() }
+			if unused() {
+				s.closing.Store(true) // a request that comes from now on is refused
+				if unused() {
+					close(idle)
+					return
+				}
+				s.closing.Store(false)
 			}
-			s.closing.Store(false)
 			before = called
 		}
 	}()

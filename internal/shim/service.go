@@ -134,12 +134,14 @@ func (s *service) Start(ctx context.Context, r *task.StartRequest) (*task.StartR
 		if err := box.Start(ctx, c.name); err != nil {
 			return nil, err
 		}
+		p.mu.Lock()
+		p.status = tasktypes.Status_RUNNING
+		p.mu.Unlock()
 		s.events.publish(topicStart, &events.TaskStart{ContainerID: c.id, Pid: uint32(p.pid)})
 		s.poststart(ctx, c)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.status = tasktypes.Status_RUNNING
 	return &task.StartResponse{Pid: uint32(p.pid)}, nil
 }
 
@@ -158,7 +160,10 @@ func (s *service) startExec(ctx context.Context, c *container, p *process, box *
 		return err
 	}
 	p.mu.Lock()
-	p.pid, p.opened = pid, opened
+	p.pid, p.opened, p.status = pid, opened, tasktypes.Status_RUNNING
+	if p.inClosed {
+		opened.closeIn() // before there is any: it ends at once
+	}
 	p.mu.Unlock()
 	if err := opened.feedIn(p.stdio.in); err != nil {
 		s.log.Warn("the process gets no input", "container", c.id, "process", p.id, "error", err)
@@ -369,7 +374,7 @@ func (s *service) CloseIO(_ context.Context, r *task.CloseIORequest) (*emptypb.E
 	if r.Stdin {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		if p.opened != nil {
+		if p.inClosed = true; p.opened != nil {
 			p.opened.closeIn()
 		}
 	}
