@@ -115,7 +115,7 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	}
 	p := newProcess(exec)
 	c.mu.Lock()
-	if err = c.expect("exec in", state.Created, state.Running); err == nil && (exec == "" || c.execs[exec] != nil) {
+	if err = c.expect("exec in", state.Created, state.Running); err == nil && (exec == "" || c.runs(exec)) {
 		err = fmt.Errorf("%w: process %q of container %q exists", ErrState, exec, id)
 	}
 	if err == nil && c.added() >= maxExecs {
@@ -228,9 +228,25 @@ func (c *container) added() (n int) {
 	return n
 }
 
+// runs tells whether an added process of that name has not ended, or its output not been handed on. Preconditions: mu is held.
+func (c *container) runs(exec string) bool {
+	p := c.execs[exec]
+	if p == nil {
+		return false
+	}
+	select {
+	case <-p.exited:
+		return false
+	default:
+		return true
+	}
+}
+
 func (c *container) forget(p *process) {
 	c.mu.Lock()
-	delete(c.execs, p.exec)
+	if c.execs[p.exec] == p { // and not a later one of that name
+		delete(c.execs, p.exec)
+	}
 	c.mu.Unlock()
 	c.sandbox.mu.Lock()
 	delete(c.sandbox.shells, p.exec)

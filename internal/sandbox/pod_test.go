@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/state"
 )
@@ -161,5 +163,33 @@ func TestStateWhilePausing(t *testing.T) {
 	}
 	if c, err := s.State("c"); err != nil || c.Status != state.Paused {
 		t.Errorf("it is %q, %v, want %q", c.Status, err, state.Paused)
+	}
+}
+
+// TestExecAgain adds a process of the name that another one had, which has ended.
+func TestExecAgain(t *testing.T) {
+	s, request := newSandbox(t, (&agent{exec: func() (*agentv1.ExecResponse, error) { return &agentv1.ExecResponse{Pid: 9}, nil }}).serve)
+	if err := s.Create(t.Context(), request); err != nil {
+		t.Fatal(err)
+	}
+	c, err := s.container("c")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := newProcess("x")
+	c.mu.Lock()
+	c.execs["x"] = first
+	c.mu.Unlock()
+	if _, err := s.Exec(t.Context(), "c", "x", specs.Process{}, Stdio{}); !errors.Is(err, ErrState) {
+		t.Errorf("beside one that runs: %v, want %v", err, ErrState)
+	}
+	first.end(Exit{})
+	first.finish(nil)
+	if _, err := s.Exec(t.Context(), "c", "x", specs.Process{}, Stdio{}); err != nil {
+		t.Errorf("after one that has ended: %v", err)
+	}
+	c.forget(first)
+	if c.process("x") == nil {
+		t.Error("the second was forgotten with the first")
 	}
 }
