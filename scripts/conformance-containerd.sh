@@ -30,14 +30,7 @@ if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 	node_enter --pid --fork --kill-child --mount-proc "$0" "$@"
 fi
 
-out='' focus=.
-while getopts o:f: flag; do
-	case $flag in
-	o) out=$(realpath -m "$OPTARG") ;;
-	f) focus=$OPTARG ;;
-	*) sed -n '2,9s/^# *//p' "$0" >&2 && exit 2 ;;
-	esac
-done
+node_options "$@"
 shift $((OPTIND - 1))
 [ $# -gt 0 ] || set -- cri client
 

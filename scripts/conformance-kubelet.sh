@@ -19,14 +19,7 @@ if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 	node_enter "$0" "$@"
 fi
 
-out='' focus=.
-while getopts o:f: flag; do
-	case $flag in
-	o) out=$(realpath -m "$OPTARG") ;;
-	f) focus=$OPTARG ;;
-	*) sed -n '2,6s/^# *//p' "$0" >&2 && exit 2 ;;
-	esac
-done
+node_options "$@"
 # shellcheck source=test/conformance/kubelet/cluster.sh
 . "$here/cluster.sh"
 # shellcheck source=test/conformance/kubelet/cases.sh

@@ -17,14 +17,7 @@ if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 	node_enter "$0" "$@"
 fi
 
-out='' focus=.
-while getopts o:f: flag; do
-	case $flag in
-	o) out=$(realpath -m "$OPTARG") ;;
-	f) focus=$OPTARG ;;
-	*) sed -n '2,6s/^# *//p' "$0" >&2 && exit 2 ;;
-	esac
-done
+node_options "$@"
 # shellcheck source=test/conformance/cri/nerdctl/cases.sh
 . "$here/cases.sh"
 mapfile -t cases < <(cases_of "$here/cases.sh" "$focus")

@@ -64,6 +64,21 @@ node_enter() {
 	exec unshare --net --mount --ipc --uts --propagation private "$@"
 }
 
+# node_options ARGUMENT... takes -o OUTDIR and -f FOCUS, a regular expression, into out and focus; OPTIND is where what
+# follows them begins. Of anything else it prints what the script says of itself, and ends it.
+# shellcheck disable=SC2034 # the script uses focus
+node_options() {
+	local flag
+	out='' focus=. OPTIND=1
+	while getopts o:f: flag; do
+		case $flag in
+		o) out=$(realpath -m "$OPTARG") ;;
+		f) focus=$OPTARG ;;
+		*) sed -n '2,/^[^#]/s/^# *//p' "$0" >&2 && exit 2 ;;
+		esac
+	done
+}
+
 # node_finish ends what this script has started, and removes what it made.
 # shellcheck disable=SC2317 # the trap calls it
 node_finish() {
