@@ -61,8 +61,10 @@ func (p Program) start(a arguments) error {
 	}
 	socket := socketPath(params.GetSocketDir(), a.address, a.namespace, address)
 	served := listening(socket)
-	if other := a.neighbour(dir, about); !served && address == a.id && listening(other) {
-		socket, served = other, true
+	if !served && address == a.id {
+		if other := a.neighbour(dir, about); listening(other) {
+			socket, served = other, true
+		}
 	}
 	if !served && address != a.id {
 		return fmt.Errorf("the shim of pod %q does not listen on %s", address, socket)
