@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"husk.dev/husk/internal/assets"
+	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/template"
 	"husk.dev/husk/internal/vmm"
@@ -42,10 +44,13 @@ func (a *App) templateCommand() *cobra.Command {
 
 func (a *App) templateBuildCommand() *cobra.Command {
 	var memory, vcpus int
+	var kind string
 	var background bool
 	cmd := &cobra.Command{
-		Use: "build", Short: "Build a template ahead of its first use",
-		Example: "  husk template build\n  husk template build --vcpus 2",
+		Use: "build", Short: "Build templates ahead of their first use",
+		Long: "Build makes the template for virtual machines with a network card and the one for those without, and prints\n" +
+			"their keys.",
+		Example: "  husk template build\n  husk template build --vcpus 2\n  husk template build --card no",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if memory == 0 {
@@ -59,16 +64,34 @@ func (a *App) templateBuildCommand() *cobra.Command {
 			if err := size.Check(); err != nil && !background { // a container's size was checked when it started
 				return err
 			}
-			return a.buildTemplate(cmd.Context(), memory, vcpus, background)
+			cards, ok := cardKinds[kind]
+			if !ok {
+				return fmt.Errorf("--card %s: must be yes, no or both", kind)
+			}
+			for _, card := range cards {
+				err := a.buildTemplate(cmd.Context(), memory, vcpus, card, background)
+				if card && len(cards) > 1 && errors.Is(err, os.ErrPermission) {
+					fmt.Fprintf(a.err, "husk: warning: no template with a network card, which takes the right to make taps: %v\n", err)
+					continue
+				}
+				if err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 	cmd.Flags().IntVar(&memory, "memory", 0, "memory of the virtual machines it is for, in MiB (default: the configuration's)")
 	cmd.Flags().IntVar(&vcpus, "vcpus", 0, "virtual processors of the virtual machines it is for (default: the configuration's)")
+	cmd.Flags().StringVar(&kind, "card", "both", "`KIND`: yes for virtual machines with a network card, no for those without, or both")
 	cmd.Flags().BoolVar(&background, "background", false, "yield to everything else, and leave it where another process builds")
 	return cmd
 }
 
-func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, background bool) error {
+// cardKinds are what --card stands for.
+var cardKinds = map[string][]bool{"both": {false, true}, "no": {false}, "yes": {true}}
+
+func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, card, background bool) error {
 	if background {
 		if err := syscall.Setpriority(syscall.PRIO_PGRP, 0, buildNiceness); err != nil {
 			return fmt.Errorf("yield to other processes: %w", err)
@@ -92,7 +115,7 @@ func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, background b
 	limited, cancel := context.WithTimeout(ctx, time.Duration(a.config.StartTimeoutSeconds)*time.Second)
 	defer cancel()
 	started := time.Now()
-	key, err := a.templates().Build(limited, template.BuildOptions{
+	o := template.BuildOptions{
 		Driver: driver, Spec: spec, KernelVersion: guest.KernelVersion, Wait: !background,
 		Rehearse: a.rehearsal,
 		Phase: func(phase string) {
@@ -100,7 +123,11 @@ func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, background b
 				fmt.Fprintf(a.err, "%s (%.1f s)\n", phase, time.Since(started).Seconds())
 			}
 		},
-	})
+	}
+	if card {
+		o.Card = network.Unconnected
+	}
+	key, err := a.templates().Build(limited, o)
 	if background && errors.Is(err, template.ErrBusy) {
 		return nil
 	}
@@ -124,9 +151,13 @@ func (a *App) templateListCommand() *cobra.Command {
 				return a.printJSON(append([]*template.Template{}, list...)) // none is a list, too
 			}
 			w := table(a.out)
-			fmt.Fprintln(w, "KEY\tMEMORY\tVCPUS\tKERNEL\tON DISK\tUSED")
+			fmt.Fprintln(w, "KEY\tMEMORY\tVCPUS\tCARD\tKERNEL\tON DISK\tUSED")
 			for _, t := range list {
-				fmt.Fprintf(w, "%s\t%d MiB\t%d\t%s\t%d MiB\t%s ago\n", t.Key, t.MemoryMiB, t.VCPUs, t.KernelVersion,
+				card := "no"
+				if t.Card {
+					card = "yes"
+				}
+				fmt.Fprintf(w, "%s\t%d MiB\t%d\t%s\t%s\t%d MiB\t%s ago\n", t.Key, t.MemoryMiB, t.VCPUs, card, t.KernelVersion,
 					t.DiskBytes>>20, since(t.Used))
 			}
 			return w.Flush()
@@ -197,9 +228,13 @@ func (a *App) printf(format string, args ...any) error {
 
 // buildTemplateLater starts a process that builds the template for VMs of a size and is nobody's child to wait
 // for: the container that asked for it does not.
-func (a *App) buildTemplateLater(memoryMiB, vcpus int) error {
+func (a *App) buildTemplateLater(memoryMiB, vcpus int, card bool) error {
+	kind := "no"
+	if card {
+		kind = "yes"
+	}
 	cmd := exec.Command("/proc/self/exe", a.hidden("template", "build", "--background",
-		"--memory", strconv.Itoa(memoryMiB), "--vcpus", strconv.Itoa(vcpus))...)
+		"--memory", strconv.Itoa(memoryMiB), "--vcpus", strconv.Itoa(vcpus), "--card", kind)...)
 	cmd.Args[0] = "husk"
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -77,6 +77,8 @@ type Options struct {
 	// Ingress and Egress are the most that each interface brings to the guest and takes from it, in bits a second; 0 is
 	// without bound.
 	Ingress, Egress int64
+	// Saved says that the VM continues a saved one with a card, which the first interface gets.
+	Saved bool
 }
 
 // Attach takes over the interfaces of the namespace at path. After an error nothing is changed.
@@ -99,6 +101,35 @@ func Attach(path string, o Options) (*Network, error) {
 		return nil, errors.Join(fmt.Errorf("take over network namespace %s: %w", path, err), n.Close())
 	}
 	return n, nil
+}
+
+// HasCards tells whether the network namespace at path has interfaces that a VM would have network cards for, false where
+// it cannot be looked at. It is a guess of what Attach will find.
+func HasCards(path string) bool {
+	found := false
+	err := sys.InNetwork(path, func() error {
+		conn, err := rtnl.Open()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		links, err := conn.Links()
+		found = slices.ContainsFunc(links, func(l rtnl.Link) bool {
+			return !l.Loopback() && l.Hardware == rtnl.Ethernet && !isTap(l)
+		})
+		return err
+	})
+	return err == nil && found
+}
+
+// Unconnected opens a tap of so many queues that nothing is connected to, in a network namespace that is gone once all
+// of them are closed.
+func Unconnected(queues int) (taps []*os.File, err error) {
+	err = sys.InNewNetwork(func() error {
+		taps, err = sys.OpenTap(tapPrefix+"0", queues)
+		return err
+	})
+	return taps, err
 }
 
 // attach runs on a thread in the namespace.
@@ -134,6 +165,7 @@ func (n *Network) attach() (err error) {
 	}
 	n.Guest = request(chosen, n.device, list)
 	n.Guest.Sysctls = unusual(chosen, nil)
+	n.options.Saved = false // what is plugged in later is another card
 	return nil
 }
 
@@ -359,6 +391,9 @@ func (n *Network) device(index int) net.HardwareAddr {
 func (n *Network) freeMAC(own net.HardwareAddr) net.HardwareAddr {
 	taken := func(mac net.HardwareAddr) bool {
 		return slices.ContainsFunc(n.cards, func(c *card) bool { return string(c.device) == string(mac) })
+	}
+	if n.options.Saved && len(n.cards) == 0 {
+		return vmm.SavedMAC
 	}
 	if usable(own) && !taken(own) {
 		return own

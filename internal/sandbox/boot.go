@@ -63,7 +63,8 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 	if plan.Network == ocispec.NetworkPath && s.config.Machine == machineAuto {
 		spec.Machine = machinePCI // interfaces may come and go
 	}
-	if key, from := s.findTemplate(spec); from != nil {
+	card := plan.Network == ocispec.NetworkPath && network.HasCards(plan.NetNS)
+	if key, from := s.findTemplate(spec, card); from != nil {
 		continued := spec
 		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
 		a := newAttempt()
@@ -72,7 +73,7 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 			return root, err
 		}
 		s.log.Warn("the template failed, booting", "template", key, "error", err)
-		s.doubt(key, err)
+		s.doubt(absence{key, from.Card}, err)
 	}
 	for again := 1; ; again++ {
 		root, err := s.try(ctx, newAttempt(), c, plan, r, spec)
@@ -129,45 +130,62 @@ func (s *Sandbox) templated() bool {
 	return s.options.Templates != nil && s.config.Template != "off" && s.config.Machine != machineSmall
 }
 
-// findTemplate returns the template for a VM like spec, nil where there is none to start from.
-func (s *Sandbox) findTemplate(spec vmm.Spec) (key string, from *vmm.Snapshot) {
+// absence is a template that was not there, or that is no more.
+type absence struct {
+	key  string // empty: none was missed
+	card bool   // it is for VMs with a network card
+}
+
+// findTemplate returns the template for a VM like spec, nil where there is none to start from. A VM with network cards
+// does with a template that has none, and finds them like any other new device.
+func (s *Sandbox) findTemplate(spec vmm.Spec, card bool) (key string, from *vmm.Snapshot) {
 	if !s.templated() {
 		return "", nil
 	}
 	defer s.timing.begin("find template")()
 	spec.Machine = machinePCI
-	key, err := template.Key(s.options.Driver, spec)
+	key, from = s.lookForTemplate(spec, card)
+	if from == nil && card {
+		key, from = s.lookForTemplate(spec, false)
+	}
+	return key, from
+}
+
+func (s *Sandbox) lookForTemplate(spec vmm.Spec, card bool) (key string, from *vmm.Snapshot) {
+	key, err := template.Key(s.options.Driver, spec, card)
 	if err == nil {
 		from, err = s.options.Templates.Find(key)
 	}
 	if err != nil {
-		s.log.Info("no template", "key", key, "reason", err)
-		s.wanted = key
+		s.log.Info("no template", "key", key, "card", card, "reason", err)
+		if s.wanted.key == "" { // the better one
+			s.wanted = absence{key, card}
+		}
 		return key, nil
 	}
 	return key, from
 }
 
 // doubt rejects a template that no VM could be started from. One whose monitor was killed is as good as before.
-func (s *Sandbox) doubt(key string, why error) {
+func (s *Sandbox) doubt(t absence, why error) {
 	if !errors.Is(why, vmm.ErrSnapshot) && !errors.Is(why, errNoAnswer) {
 		return
 	}
-	if err := s.options.Templates.Reject(key, why); err != nil {
+	if err := s.options.Templates.Reject(t.key, why); err != nil {
 		s.log.Warn("remove template", "error", err)
 	}
-	s.wanted = key
+	s.wanted = t
 }
 
 // wantTemplate has the template built that was not there, now that the container runs.
 func (s *Sandbox) wantTemplate(size ocispec.Size) {
-	if s.wanted == "" || s.config.Template != "on" || s.options.BuildTemplate == nil || !s.options.Templates.Wanted(s.wanted) {
+	if s.wanted.key == "" || s.config.Template != "on" || s.options.BuildTemplate == nil || !s.options.Templates.Wanted(s.wanted.key) {
 		return
 	}
 	s.mu.Lock()
 	group := s.cgroup
 	s.mu.Unlock()
-	err := group.Outside(func() error { return s.options.BuildTemplate(size.MemoryMiB, size.VCPUs) })
+	err := group.Outside(func() error { return s.options.BuildTemplate(size.MemoryMiB, size.VCPUs, s.wanted.card) })
 	if err != nil {
 		s.log.Warn("no template will be there next time", "error", err)
 	}
@@ -299,8 +317,12 @@ func greeting(spec vmm.Spec) guest.Options {
 		}
 	}
 	o.Disks = min(blocks, vmm.SavedDisks)
+	nics := len(spec.NICs)
+	if spec.From.Card {
+		nics--
+	}
 	o.MoreMemoryMiB = spec.MemoryMiB - spec.From.MemoryMiB
-	o.Rescan = len(spec.Disks) > o.Disks || len(spec.Shares)+len(spec.NICs) > 0 || o.MoreMemoryMiB > 0
+	o.Rescan = len(spec.Disks) > o.Disks || len(spec.Shares)+nics > 0 || o.MoreMemoryMiB > 0
 	return o
 }
 

@@ -15,9 +15,6 @@ import (
 // errHostNetwork refuses a container without a network namespace.
 var errHostNetwork = errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces, or set host_network to \"user\" in husk's configuration for user-mode networking)")
 
-// maxQueues bounds the queues of a network card: the buffers of each take 0.4 MiB of the guest's memory.
-const maxQueues = 8
-
 // lendNetwork takes over the interfaces of the container's network namespace and gives the VM cards for them.
 func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec *vmm.Spec) error {
 	if plan.Network != ocispec.NetworkPath {
@@ -32,7 +29,8 @@ func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec
 		return err
 	}
 	taken, err := network.Attach(plan.NetNS, network.Options{
-		Queues: min(spec.VCPUs, maxQueues), Ingress: int64(s.config.NICIngressBPS), Egress: int64(s.config.NICEgressBPS),
+		Queues: vmm.Queues(spec.VCPUs), Ingress: int64(s.config.NICIngressBPS), Egress: int64(s.config.NICEgressBPS),
+		Saved: spec.From != nil && spec.From.Card,
 	})
 	if err != nil {
 		return err

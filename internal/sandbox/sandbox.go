@@ -47,9 +47,9 @@ type Options struct {
 	GuestErr error
 	// Templates is where VMs may start from; nil boots all.
 	Templates *template.Store
-	// BuildTemplate starts the building of the template for VMs of a size and does not wait for it; nil
-	// builds none.
-	BuildTemplate func(memoryMiB, vcpus int) error
+	// BuildTemplate starts the building of the template for VMs of a size, with a network card or without, and
+	// does not wait for it; nil builds none.
+	BuildTemplate func(memoryMiB, vcpus int, card bool) error
 	// Dir is the state directory of the container that the VM is made for, and of the VM itself.
 	Dir *state.Dir
 	// OutOfMemory hears that the guest's kernel killed a process of a container for want of memory, before the end of the
@@ -69,7 +69,7 @@ type Sandbox struct {
 	timing  timeline
 
 	config config.Config // options.Config with the container's annotations; written before the VM is started
-	wanted string        // key of the template that was not there, as config
+	wanted absence       // the template that was not there, as config
 
 	mu         sync.Mutex // guards the fields below
 	vm         vmm.VM

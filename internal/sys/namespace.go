@@ -26,6 +26,20 @@ func InNetwork(path string, f func() error) error {
 	return <-done
 }
 
+// InNewNetwork calls f on a thread of its own in a network namespace of its own, which lasts for as long as something
+// that f opened there.
+func InNewNetwork(f func() error) error {
+	done := make(chan error, 1)
+	OwnThread(func() {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			done <- fmt.Errorf("make network namespace: %w", err)
+			return
+		}
+		done <- f()
+	})
+	return <-done
+}
+
 func enterNetwork(path string, f func() error) error {
 	ns, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0) // what is a pipe must not hold us up
 	if err != nil {

@@ -41,8 +41,10 @@ var ErrBusy = errors.New("another process builds a template")
 
 // BuildOptions describe a template.
 type BuildOptions struct {
-	Driver        vmm.Driver
-	Spec          vmm.Spec // Disks and Shares are left out
+	Driver vmm.Driver
+	Spec   vmm.Spec // Disks, Shares and NICs are left out
+	// Card opens a tap for the network card of a template for VMs with a network; nil: it is for those without.
+	Card          func(queues int) ([]*os.File, error)
 	KernelVersion string
 	// Wait makes Build wait for another process that builds one, in place of ErrBusy.
 	Wait bool
@@ -53,26 +55,32 @@ type BuildOptions struct {
 	Phase func(string)
 }
 
-// Key is the key of the template for a VM like spec; memory, disks and shares do not count.
-func Key(driver vmm.Driver, spec vmm.Spec) (string, error) {
+// Key is the key of the template for a VM like spec, with or without a network card; memory, disks, shares and the cards
+// themselves do not count.
+func Key(driver vmm.Driver, spec vmm.Spec, card bool) (string, error) {
 	keyer, ok := driver.(vmm.Keyer)
 	if !ok {
 		return "", fmt.Errorf("make a template: %w by this driver", vmm.ErrNotSupported)
 	}
-	return keyer.SnapshotKey(Spec(spec))
+	return keyer.SnapshotKey(Spec(spec, card))
 }
 
-// Spec is the VM that is saved for VMs like spec to start from.
-func Spec(spec vmm.Spec) vmm.Spec {
+// Spec is the VM that is saved for VMs like spec to start from. The files of its card are left out.
+func Spec(spec vmm.Spec, card bool) vmm.Spec {
 	spec.MemoryMiB = BaseMiB(spec.MemoryMiB)
 	spec.Savable, spec.From, spec.Disks, spec.Shares, spec.NICs = true, nil, nil, nil, nil
+	if card {
+		spec.NICs = []vmm.NIC{{
+			Name: cardName, MAC: vmm.SavedMAC, MTU: vmm.MaxMTU, Taps: make([]*os.File, vmm.Queues(spec.VCPUs)),
+		}}
+	}
 	return spec
 }
 
 // Build boots a VM, saves it and puts it into the store, unless it is there and whole already. It returns
 // the template's key.
 func (s *Store) Build(ctx context.Context, o BuildOptions) (string, error) {
-	key, err := Key(o.Driver, o.Spec)
+	key, err := Key(o.Driver, o.Spec, o.Card != nil)
 	if err != nil {
 		return "", err
 	}
@@ -171,7 +179,7 @@ func (s *Store) build(ctx context.Context, key string, o BuildOptions) error {
 		return err
 	}
 	t := &Template{
-		Key: key, Revision: revision, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine,
+		Key: key, Revision: revision, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine, Card: o.Card != nil,
 		KernelVersion: o.KernelVersion, Created: started, BuildMS: time.Since(started).Milliseconds(),
 	}
 	o.Phase("check")
@@ -279,13 +287,18 @@ func prepare(ctx context.Context, dir string, o BuildOptions) (r *Rehearsal, cle
 
 // boot starts the VM and waits until its agent is at rest.
 func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
-	spec := Spec(o.Spec)
+	spec := Spec(o.Spec, o.Card != nil)
 	if r != nil {
 		spec.Disks = r.Disks
 	}
 	console, theirs, err := os.Pipe()
 	if err != nil {
 		return nil, err
+	}
+	if o.Card != nil {
+		if spec.NICs[0].Taps, err = o.Card(vmm.Queues(spec.VCPUs)); err != nil {
+			return nil, errors.Join(fmt.Errorf("network card: %w", err), console.Close(), theirs.Close())
+		}
 	}
 	spec.Console = theirs
 	heard := make(chan string, 1)
@@ -299,7 +312,7 @@ func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
 		defer cancel()
 		return nil, errors.Join(why, vm.Stop(limited))
 	}
-	if err := rest(ctx, vm, r); err != nil {
+	if err := rest(ctx, vm, r, o.Card != nil); err != nil {
 		return fail(bootError(vm, err, heard))
 	}
 	select {

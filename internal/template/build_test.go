@@ -39,7 +39,7 @@ func TestBuild(t *testing.T) {
 	if err := s.Verify(key); err != nil {
 		t.Error(err)
 	}
-	if want, err := Key(d, o.Spec); err != nil || key != want {
+	if want, err := Key(d, o.Spec, false); err != nil || key != want {
 		t.Errorf("built %s, Key says %s, %v", key, want, err)
 	}
 	if again, err := s.Build(bound(t, time.Minute), o); err != nil || again != key || d.started.Load() != 1 {
@@ -75,7 +75,7 @@ func TestBuildFails(t *testing.T) {
 			vmmtest.CheckLeaks(t)
 			s := Open(filepath.Join(t.TempDir(), "templates"))
 			o := options(t, c.driver)
-			key, err := Key(c.driver, o.Spec)
+			key, err := Key(c.driver, o.Spec, false)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,7 +108,7 @@ func TestWanted(t *testing.T) {
 	if err == nil {
 		t.Fatal("built")
 	}
-	key, _ := d.SnapshotKey(Spec(o.Spec))
+	key, _ := d.SnapshotKey(Spec(o.Spec, false))
 	old := time.Now().Add(-retryAfter - time.Minute)
 	if err := os.Chtimes(s.path(key+failedSuffix), old, old); err != nil {
 		t.Fatal(err)
@@ -180,7 +180,7 @@ func TestBusy(t *testing.T) {
 	if _, err := s.Build(bound(t, 100*time.Millisecond), o); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Build that waits and gives up: %v", err)
 	}
-	if key, _ := d.SnapshotKey(Spec(o.Spec)); !s.Wanted(key) {
+	if key, _ := d.SnapshotKey(Spec(o.Spec, false)); !s.Wanted(key) {
 		t.Error("who waits in vain notes a failure of the build")
 	}
 	all.Go(func() {

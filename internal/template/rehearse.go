@@ -21,9 +21,19 @@ type Rehearsal struct {
 // rehearsalID is what the container is called.
 const rehearsalID = "rehearsal"
 
-// loopback is a network with nothing but what every guest has: what is done once to set one up is done with it.
-func loopback() *agentv1.SetNetworkRequest {
-	return &agentv1.SetNetworkRequest{Interfaces: []*agentv1.Interface{{Index: 1, Name: "lo", Up: true}}}
+// cardName is what a template's network card is called: what nearly every container's first interface is.
+const cardName = "eth0"
+
+// network is one with nothing but what every guest has: what is done once to set one up is done with it. A card is
+// turned on.
+func network(card bool) *agentv1.SetNetworkRequest {
+	r := &agentv1.SetNetworkRequest{Interfaces: []*agentv1.Interface{{Index: 1, Name: "lo", Up: true}}}
+	if card {
+		r.Interfaces = append(r.Interfaces, &agentv1.Interface{
+			Index: 2, Name: cardName, Device: vmm.SavedMAC, Mac: vmm.SavedMAC, Mtu: 1500, Queue: 1000, Up: true, NoLinkLocal: true,
+		})
+	}
+	return r
 }
 
 // rehearse makes the container and removes it again.
@@ -42,15 +52,16 @@ func (r *Rehearsal) rehearse(ctx context.Context, client *guest.Client) error {
 
 // rest greets the agent, so that it has done once what it does first for each VM that starts from it, rehearses
 // a container, and has the agent come to rest.
-func rest(ctx context.Context, vm vmm.VM, r *Rehearsal) error {
+func rest(ctx context.Context, vm vmm.VM, r *Rehearsal, card bool) error {
 	client, err := guest.Connect(ctx, vm, guest.Options{Hostname: "husk"})
 	if err != nil {
 		return err
 	}
-	if r != nil {
-		if _, err = client.SetNetwork(ctx, loopback()); err == nil {
-			err = r.rehearse(ctx, client)
-		}
+	if r != nil || card {
+		_, err = client.SetNetwork(ctx, network(card))
+	}
+	if r != nil && err == nil {
+		err = r.rehearse(ctx, client)
 	}
 	if err == nil {
 		_, err = client.Rest(ctx, &agentv1.Empty{})

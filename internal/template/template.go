@@ -62,6 +62,7 @@ type Template struct {
 	MemoryMiB     int       `json:"memory_mib"`
 	VCPUs         int       `json:"vcpus"`
 	Machine       string    `json:"machine"`
+	Card          bool      `json:"card"` // for VMs with a network card
 	KernelVersion string    `json:"kernel_version"`
 	Created       time.Time `json:"created"`
 	BuildMS       int64     `json:"build_ms"` // how long boot and save took
@@ -113,6 +114,7 @@ func (s *Store) Find(key string) (*vmm.Snapshot, error) {
 func (t *Template) snapshot() *vmm.Snapshot {
 	return &vmm.Snapshot{
 		Memory: filepath.Join(t.dir, memoryFile), State: filepath.Join(t.dir, stateFile), MemoryMiB: t.MemoryMiB,
+		Card: t.Card,
 	}
 }
 

@@ -132,7 +132,12 @@ const (
 	MaxMTU = 65535
 	// MaxQueues is what QEMU and the kernel's taps both take.
 	MaxQueues = 256
+	// mostQueues bounds what a card is given: the buffers of each queue take 0.4 MiB of the guest's memory.
+	mostQueues = 8
 )
+
+// Queues is how many queues the network cards of a VM with vcpus processors have.
+func Queues(vcpus int) int { return min(vcpus, mostQueues) }
 
 func checkNICs(s Spec) error {
 	seen := map[string]bool{}
@@ -167,12 +172,19 @@ func (n NIC) Check() error {
 	return nil
 }
 
+// savedCard tells whether a card is what a saved VM can have.
+func savedCard(n NIC) bool { return n.Stream == nil && n.MAC.String() == SavedMAC.String() }
+
 func checkSnapshot(s Spec) error {
 	switch {
 	case s.Savable && s.From != nil:
 		return errors.New("a VM that continues a saved one cannot be saved")
-	case s.Savable && len(s.Shares)+len(s.NICs) > 0:
-		return errors.New("a VM that is to be saved can have no shares and no network cards")
+	case s.Savable && len(s.Shares) > 0:
+		return errors.New("a VM that is to be saved can have no shares")
+	case s.Savable && len(s.NICs) > 1:
+		return errors.New("a VM that is to be saved can have one network card")
+	case s.Savable && len(s.NICs) == 1 && !savedCard(s.NICs[0]):
+		return fmt.Errorf("the network card of a VM that is to be saved must have a tap, and %s for its MAC address", SavedMAC)
 	case s.Savable && (len(s.Disks) > SavedDisks || slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.Pmem })):
 		return fmt.Errorf("a VM that is to be saved can have %d disks, none of them pmem", SavedDisks)
 	case s.From == nil:
@@ -183,6 +195,9 @@ func checkSnapshot(s Spec) error {
 	}
 	if err := checkPath("saved state", s.From.State); err != nil {
 		return err
+	}
+	if s.From.Card && (len(s.NICs) == 0 || !savedCard(s.NICs[0])) {
+		return errors.New("a saved VM with a network card cannot continue without it")
 	}
 	if s.From.MemoryMiB < MinMemoryMiB || s.From.MemoryMiB > s.MemoryMiB {
 		return fmt.Errorf("a saved VM of %d MiB cannot continue with %d MiB", s.From.MemoryMiB, s.MemoryMiB)

@@ -77,8 +77,9 @@ type Spec struct {
 	// Initrd, Cmdline, Machine, Accel and VCPUs must be its own. Memory beyond its RAM is plugged in
 	// beside it; see SavedDisks for how the guest finds that and its devices.
 	From *Snapshot
-	// Savable keeps the VM so that Saver can write it out. It takes no Shares and NICs; its Disks are
-	// in the places of SavedDisks, and the guest must have let go of them before.
+	// Savable keeps the VM so that Saver can write it out. It takes no Shares; its Disks are in the places of
+	// SavedDisks, and the guest must have let go of them before. It may have one of NICs, of SavedMAC and with
+	// Taps, which the guest keeps and which the first of those is that it continues with.
 	Savable bool
 
 	Disks  []Disk
@@ -146,11 +147,16 @@ func CloseNICs(nics []NIC) {
 // order. The guest has no driver on them when it wakes up. All else it finds by looking for new devices.
 const SavedDisks = 8
 
+// SavedMAC is the MAC address of a saved VM's network card, by which the guest still knows it when it wakes up.
+// It is locally administered.
+var SavedMAC = net.HardwareAddr{0x06, 'h', 'u', 's', 'k', 0xff}
+
 // Snapshot is a saved VM.
 type Snapshot struct {
 	Memory    string // file: the guest's RAM, sparse, MemoryMiB long
 	State     string // file: the state of processors and devices
 	MemoryMiB int
+	Card      bool // it was saved with a network card: the first of Spec.NICs, of SavedMAC and with as many queues
 }
 
 // Saver writes a VM of Spec.Savable out for a Snapshot. Its processors stand still from then on, and it

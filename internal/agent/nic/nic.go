@@ -44,8 +44,9 @@ var (
 
 // Network is the guest's network as it was last set.
 type Network struct {
-	mu   sync.Mutex
-	last *applied // guarded by mu: nil before the first request
+	mu    sync.Mutex
+	last  *applied       // guarded by mu: nil before the first request
+	found map[string]int // guarded by mu: this guest's number of each card, by the MAC address it was plugged with
 }
 
 // applied is what a request has set, with this guest's numbers of interfaces.
@@ -90,10 +91,14 @@ func (n *Network) Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error
 		return err
 	}
 	defer conn.Close()
-	s := &setter{conn: conn, cards: map[uint32]rtnl.Link{}, last: n.last, done: &applied{interfaces: map[uint32]*agentv1.Interface{}}}
+	s := &setter{
+		conn: conn, cards: map[uint32]rtnl.Link{}, found: n.found, last: n.last,
+		done: &applied{interfaces: map[uint32]*agentv1.Interface{}},
+	}
 	if err := s.find(ctx, r.GetInterfaces()); err != nil {
 		return err
 	}
+	n.found = s.found
 	err = s.set(r)
 	switch {
 	case err == nil:
@@ -104,7 +109,7 @@ func (n *Network) Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error
 	return err
 }
 
-// Forget makes the next request the first.
+// Forget makes the next request the first. Cards that were found stay known.
 func (n *Network) Forget() {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -190,6 +195,7 @@ func check(r *agentv1.SetNetworkRequest) error {
 type setter struct {
 	conn  *rtnl.Conn
 	cards map[uint32]rtnl.Link // this guest's, by the host's number
+	found map[string]int       // numbers of this guest, as in Network
 	last  *applied             // what was set before
 	done  *applied             // what is set now
 }
@@ -203,15 +209,17 @@ func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 		if err != nil {
 			return err
 		}
-		missing := ""
+		missing, found := "", map[string]int{}
 		for _, i := range wanted {
-			if l, ok := match(links, i.GetDevice()); ok {
+			if l, ok := match(links, i.GetDevice(), s.found); ok {
 				s.cards[i.GetIndex()] = l
+				found[string(i.GetDevice())] = l.Index
 			} else {
 				missing = fmt.Sprintf("%s (%x)", i.GetName(), i.GetDevice())
 			}
 		}
 		if missing == "" {
+			s.found = found
 			return nil
 		}
 		select {
@@ -222,8 +230,15 @@ func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 	}
 }
 
-// match finds the card with a MAC address, or the loopback interface.
-func match(links []rtnl.Link, device []byte) (rtnl.Link, bool) {
+// match finds the card that was plugged with a MAC address, or the loopback interface. A card that was found before is
+// known by its number: it may have another address by now.
+func match(links []rtnl.Link, device []byte, found map[string]int) (rtnl.Link, bool) {
+	known := found[string(device)]
+	for _, l := range links {
+		if l.Index == known {
+			return l, true
+		}
+	}
 	for _, l := range links {
 		if len(device) == 0 {
 			if l.Loopback() {

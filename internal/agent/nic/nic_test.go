@@ -56,8 +56,13 @@ func TestMatch(t *testing.T) {
 		{Index: 1, Name: "lo", Flags: loopback}, {Index: 2, Kind: "vlan", MAC: mac}, {Index: 3, MAC: mac, Permanent: other}, {Index: 4, MAC: other, Permanent: mac},
 	}
 	for device, want := range map[string]int{"": 1, string(mac): 4, string(other): 3, "\x02\x00\x00\x00\x00\x03": 0} {
-		if l, ok := match(links, []byte(device)); l.Index != want || ok != (want != 0) {
+		if l, ok := match(links, []byte(device), nil); l.Index != want || ok != (want != 0) {
 			t.Errorf("match(%x) = %d, %v, want %d", device, l.Index, ok, want)
+		}
+	}
+	for known, want := range map[int]int{3: 3, 9: 4} { // one that is gone is looked for anew
+		if l, ok := match(links, mac, map[string]int{string(mac): known}); l.Index != want || !ok {
+			t.Errorf("match of a card that was number %d = %d, %v, want %d", known, l.Index, ok, want)
 		}
 	}
 }

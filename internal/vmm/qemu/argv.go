@@ -72,8 +72,13 @@ func argv(s vmm.Spec, f facts) []string {
 	if s.Machine == q35 {
 		b.ports()
 	}
-	// All above, and the places of disks, are the same in a saved VM and in one that continues it. All else is
-	// not there yet when the guest wakes up, and it finds it by looking for new devices on the PCI bus.
+	// All above, the card of a saved VM, and the places of disks, are the same in that and in one that continues it.
+	// All else is not there yet when the guest wakes up, and it finds it by looking for new devices on the PCI bus.
+	nics := s.NICs
+	if s.Savable && len(nics) > 0 || s.From != nil && s.From.Card {
+		b.nic(0, nics[0])
+		nics = nics[1:]
+	}
 	blocks := 0
 	for i, d := range s.Disks {
 		if !d.Pmem {
@@ -94,8 +99,8 @@ func argv(s vmm.Spec, f facts) []string {
 	for i, share := range s.Shares {
 		b.share(i, share)
 	}
-	for i, nic := range s.NICs {
-		b.nic(i, nic)
+	for i, nic := range nics {
+		b.nic(len(s.NICs)-len(nics)+i, nic)
 	}
 	if more := s.MemoryMiB - b.baseMiB(); more > 0 {
 		b.moreMemory(more)

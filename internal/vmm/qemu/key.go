@@ -24,7 +24,7 @@ const tscUnit, tscEdge = 10_000, 7_300
 func (d *Driver) SnapshotKey(s vmm.Spec) (string, error) {
 	s = vmm.Spec{
 		ID: "snapshot", Machine: s.Machine, Accel: s.Accel, Kernel: s.Kernel, Initrd: s.Initrd, Cmdline: s.Cmdline,
-		MemoryMiB: s.MemoryMiB, VCPUs: s.VCPUs, Savable: true,
+		MemoryMiB: s.MemoryMiB, VCPUs: s.VCPUs, Savable: true, NICs: s.NICs,
 	}
 	if err := check(s); err != nil {
 		return "", err
@@ -42,6 +42,13 @@ func (d *Driver) SnapshotKey(s vmm.Spec) (string, error) {
 	f.console, f.qmp, f.kernel, f.initrd, f.ram, f.agent = true, 3, 4, 5, 6, 7
 	if _, err := os.Stat(vsock.VhostDevice); err == nil {
 		f.agent, f.vhost = 0, 7
+	}
+	for _, nic := range s.NICs {
+		fact := nicFact{taps: make([]int, len(nic.Taps))}
+		for i := range fact.taps {
+			fact.taps[i] = 8 + i
+		}
+		f.nics = append(f.nics, fact)
 	}
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%q\n", argv(s, f))
