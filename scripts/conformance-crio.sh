@@ -62,7 +62,7 @@ trap crio_finish EXIT
 node_registry .
 "$top/build/bin/husk" install crio >&2
 "$node_cri/config.sh" "$work" "$registry" podsandbox >/dev/null # the networks
-"$here/config.sh" "$work" "$registry" "$HUSK_CRIO/bin" >"$work/crio.conf"
+"$here/config.sh" "$work" "$registry" "$HUSK_CRIO/bin" "$top/build/bin/containerd-shim-husk-v2" >"$work/crio.conf"
 cp "$work/registries.conf" /etc/containers/registries.conf
 "$HUSK_CRIO/bin/crio" --config "$work/crio.conf" >"$out/crio.log" 2>&1 &
 children+=($!)

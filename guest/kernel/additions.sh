@@ -1,7 +1,8 @@
 #!/bin/bash
-# Adds to an unpacked kernel source (SOURCEDIR) what saves an emulated guest time when it boots. Each addition
-# obeys a parameter of the kernel's command line, is needed by nothing, and is made at a place that is found by
-# what is written there: a source that has no such place does without it, and is told of on stderr.
+# Adds to an unpacked kernel source (SOURCEDIR) what saves an emulated guest time when it boots, and what makes a
+# container see no more than runc's does. Each addition obeys a parameter of the kernel's command line, is needed by
+# nothing, and is made at a place that is found by what is written there: a source that has no such place does without
+# it, and is told of on stderr.
 #   additions.sh SOURCEDIR
 # The added lines are husk's own; in a kernel they are under the kernel's licence, GPL-2.0-only.
 set -euo pipefail
@@ -19,7 +20,7 @@ before() {
 		END { exit !done }
 	' "$file" >"$file.new" || {
 		rm "$file.new"
-		echo "guest kernel: no place for an addition in $file: emulated guests will boot more slowly" >&2
+		echo "guest kernel: no place for an addition in $file: ${loss:-emulated guests will boot more slowly}" >&2
 		return
 	}
 	mv "$file.new" "$file"
@@ -90,6 +91,22 @@ if grep -q 'if (keep_initmem)' "$pages"; then
 			return 0;
 		}
 		early_param("keep_initmem", parse_keep_initmem);
+
+	C
+fi
+
+# virtio_net.given_mac=1: the card of a saved guest gets its MAC address when that wakes up, and would show the one that it
+# was saved with as its permanent address. What it stands for has none.
+card=drivers/net/virtio_net.c loss='containers will see permanent MAC addresses'
+before "$card" virtnet_probe 'Set up our device-specific information' <<-'C'
+	if (given_mac)
+		dev->addr_assign_type = NET_ADDR_SET;
+
+C
+if grep -q 'if (given_mac)' "$card"; then
+	before "$card" '' 'module_param(napi_weight' <<-'C'
+		static bool given_mac;
+		module_param(given_mac, bool, 0444);
 
 	C
 fi

@@ -123,7 +123,9 @@ func (s service) Rest(context.Context, *agentv1.Empty) (*agentv1.Empty, error) {
 		return nil, err
 	}
 	s.agent.released = released
-	s.agent.network.Forget()
+	if err := s.agent.network.Rest(); err != nil {
+		return nil, err
+	}
 	close(s.agent.resting)
 	return empty, nil
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -214,6 +215,59 @@ func TestCleanWhereNothingIs(t *testing.T) {
 		if err := Clean(path); err != nil {
 			t.Errorf("Clean(%q): %v", path, err)
 		}
+	}
+}
+
+func TestHasCards(t *testing.T) {
+	empty, _ := namespace(t)
+	loopback, _ := namespace(t, "ip link set lo up", "ip tuntap add tun0 mode tun")
+	one, _ := namespace(t, "ip link add eth0 type veth peer name far")
+	taken, _ := namespace(t, "ip tuntap add "+tapPrefix+"0 mode tap")
+	for path, want := range map[string]bool{empty: false, loopback: false, one: true, taken: false, "/nonexistent": false} {
+		if got := HasCards(path); got != want {
+			t.Errorf("HasCards(%s) = %v", path, got)
+		}
+	}
+}
+
+// TestUnconnected: the tap is in none of the namespaces that anybody knows.
+func TestUnconnected(t *testing.T) {
+	_, run := namespace(t) // skips where none can be made
+	taps, err := Unconnected(2)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(taps)
+	if len(taps) != 2 {
+		t.Errorf("%d queues, want 2", len(taps))
+	}
+	if links, err := os.ReadDir("/sys/class/net"); err != nil || slices.ContainsFunc(links, func(e os.DirEntry) bool { return e.Name() == tapPrefix+"0" }) {
+		t.Errorf("the tap is in this namespace: %v", err)
+	}
+	if out := run("ip -o link"); strings.Contains(out, tapPrefix) {
+		t.Errorf("the tap is in another namespace: %s", out)
+	}
+}
+
+// TestSavedCard: the first interface gets the card of a saved VM, and no other one.
+func TestSavedCard(t *testing.T) {
+	path, _ := namespace(t, append(plain, "ip link add eth1 type veth peer name far1", "ip link set eth1 address 02:00:00:00:00:01")...)
+	n, err := Attach(path, Options{Queues: 1, Saved: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closed(t, n)
+	saved := 0
+	for i, nic := range n.NICs {
+		if nic.MAC.String() == vmm.SavedMAC.String() {
+			saved++
+		}
+		if (i == 0) != (nic.MAC.String() == vmm.SavedMAC.String()) {
+			t.Errorf("card %d (%s) has %s", i, nic.Name, nic.MAC)
+		}
+	}
+	if n.options.Saved {
+		t.Error("what is plugged in later would get it too")
 	}
 }
 

@@ -110,6 +110,9 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 		completeSpec(c.spec, s.pod.bundle)
 	}
 	s.mu.Unlock()
+	if len(r.Rootfs) == 0 {
+		c.mounts = s.engine
+	}
 	if err := s.takeRoot(ctx, c, r.Rootfs); err != nil {
 		return nil, err
 	}
@@ -181,7 +184,13 @@ func (c *container) standIn(ctx context.Context, log *slog.Logger) (err error) {
 		if c.disks != nil { // only the guest sees its files
 			return sys.EnterNothing()
 		}
-		err := sys.Enter(bundle.Rootfs, readOnly, places) // which makes the mount points that are missing
+		err := error(nil)
+		if c.mounts != "" {
+			err = sys.JoinMounts(c.mounts)
+		}
+		if err == nil {
+			err = sys.Enter(bundle.Rootfs, readOnly, places) // which makes the mount points that are missing
+		}
 		if err != nil {
 			log.Warn("show the container's files", "id", c.id, "error", err)
 			return sys.EnterNothing()

@@ -33,7 +33,7 @@ func (s *service) createIn(ctx context.Context, host *Host, c *container, init *
 	}
 	request := sandbox.CreateRequest{
 		ID: c.name, Dir: c.dir, Bundle: c.bundle, Spec: data, Stdio: init.opened.Stdio, HostPID: init.pid, AutoRemove: true,
-		Root: c.disks, Attached: c.attached,
+		Root: c.disks, Attached: c.attached, MountNS: c.mounts,
 	}
 	box, err := s.createFirst(ctx, host, c, request)
 	if box != nil && err == nil {

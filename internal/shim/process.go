@@ -21,6 +21,9 @@ type container struct {
 	bundle string
 	rootfs string   // what the shim has mounted, "" for nothing
 	staged []string // and below it, in that order
+	// mounts is the path of the mount namespace in which the engine has mounted the root itself (CRI-O), which this process may
+	// not see; "" where the shim does it.
+	mounts string
 	// disks are what the root is made of in place of that, attached what was plugged in for it.
 	disks    *sandbox.RootDisks
 	attached *sandbox.AttachedRoot

@@ -44,6 +44,7 @@ func (p Program) serve(a arguments) error {
 	if err != nil {
 		return err
 	}
+	syscall.CloseOnExec(inheritedMounts)
 	file := os.NewFile(inheritedSocket, "listener")
 	listener, err := net.FileListener(file)
 	file.Close()
@@ -52,7 +53,7 @@ func (p Program) serve(a arguments) error {
 	}
 	s := &service{
 		program: p, namespace: a.namespace, id: a.id, log: log, containers: map[string]*container{},
-		socket: listener.Addr().String(), events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}),
+		socket: listener.Addr().String(), engine: engineMounts, events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}),
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
 		ttrpc.WithUnaryServerInterceptor(s.intercept))

@@ -32,6 +32,7 @@ type service struct {
 	program       Program
 	namespace, id string
 	socket        string // where it listens
+	engine        string // path of the mount namespace of whoever started it; "": there is no other than its own
 	log           *slog.Logger
 	events        *publisher
 

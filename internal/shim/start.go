@@ -2,7 +2,6 @@ package shim
 
 import (
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -30,10 +29,11 @@ const serveAction = "serve"
 const (
 	// inheritedSocket is the descriptor that it finds its listener at.
 	inheritedSocket = 3
+	// inheritedMounts is that of its caller's mount namespace, and engineMounts its path.
+	inheritedMounts = 4
+	engineMounts    = "/proc/self/fd/4"
 	// dialWait bounds the look for a shim that listens already.
 	dialWait = time.Second
-	// jsonEnv is set by containerds that read more than an address from start (1.7 and newer).
-	jsonEnv = "MAX_SHIM_VERSION"
 )
 
 // start finds the shim of the container's pod, or of another one whose namespaces it joins, or makes one for it, and tells
@@ -132,18 +132,15 @@ var (
 
 // answer says where the shim listens in the form that the containerd which asks reads.
 func (p Program) answer(params *bootstrap.BootstrapParams, address string) error {
-	switch {
-	case params != nil:
-		result := &bootstrap.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"}
-		if err := result.AddExtension(&types.MountCapabilities{Types: ownMounts, Transforms: ownTransforms}); err != nil {
-			return fmt.Errorf("tell which mounts are husk's own: %w", err)
-		}
-		return p.print(result)
-	case os.Getenv(jsonEnv) != "":
-		return json.NewEncoder(p.Out).Encode(map[string]any{"version": 2, "address": address, "protocol": "ttrpc"})
+	if params == nil {
+		_, err := fmt.Fprint(p.Out, address)
+		return err
 	}
-	_, err := fmt.Fprint(p.Out, address)
-	return err
+	result := &bootstrap.BootstrapResult{Version: 3, Address: address, Protocol: "ttrpc"}
+	if err := result.AddExtension(&types.MountCapabilities{Types: ownMounts, Transforms: ownTransforms}); err != nil {
+		return fmt.Errorf("tell which mounts are husk's own: %w", err)
+	}
+	return p.print(result)
 }
 
 // socketPath is where the shim of a container listens. Two containerds may each have one of the same name.
@@ -191,6 +188,12 @@ func (p Program) launch(a arguments, dir, socket string) (err error) {
 	}
 	defer log.Close()
 
+	mounts, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		return fmt.Errorf("hand on mount namespace: %w", err)
+	}
+	defer mounts.Close()
+
 	args := []string{"-namespace", a.namespace, "-id", a.id, "-address", a.address, "-bundle", dir}
 	if a.debug {
 		args = append(args, "-debug")
@@ -199,7 +202,7 @@ func (p Program) launch(a arguments, dir, socket string) (err error) {
 	cmd.Args[0] = Name
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{file}
+	cmd.ExtraFiles = []*os.File{file, mounts}
 	// Mounts of containers are the shim's own: nobody else sees them, and they go with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
 	if err := cmd.Start(); err != nil {

@@ -89,6 +89,8 @@ func v1Memory(m *agentv1.MemoryStats) *v1.MemoryStat {
 		// Version 1 counts memory and swap together.
 		Swap:   &v1.MemoryEntry{Usage: m.GetUsage() + m.GetSwapUsage(), Limit: v1Limit(m.GetSwapLimit())},
 		Kernel: &v1.MemoryEntry{Usage: stat["kernel"]},
+		// In the former already; CRI-O reads it whether it is there or not.
+		KernelTCP: &v1.MemoryEntry{},
 	}
 }
 

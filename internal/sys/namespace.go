@@ -140,23 +140,31 @@ func PrivateMounts() error {
 // InMountNamespace calls f where the files are those of the mount namespace that path names. It does so on a thread
 // of its own, which no other goroutine ever runs on: f must not hand its work to others.
 func InMountNamespace(path string, f func() error) error {
+	done := make(chan error, 1)
+	OwnThread(func() {
+		err := JoinMounts(path)
+		if err == nil {
+			err = f()
+		}
+		done <- err
+	})
+	return <-done
+}
+
+// JoinMounts puts the calling thread, which its goroutine is locked to for good, into the mount namespace at path.
+func JoinMounts(path string) error {
 	ns, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("open mount namespace: %w", err)
 	}
 	defer ns.Close()
-	done := make(chan error, 1)
-	OwnThread(func() {
-		// A thread that shares its root and directory with others cannot change the namespace they are in.
-		err := unix.Unshare(unix.CLONE_FS)
-		if err == nil {
-			err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
-		}
-		if err != nil {
-			done <- fmt.Errorf("enter mount namespace %s: %w", path, err)
-			return
-		}
-		done <- f()
-	})
-	return <-done
+	// A thread that shares its root and directory with others cannot change the namespace they are in.
+	err = unix.Unshare(unix.CLONE_FS)
+	if err == nil {
+		err = unix.Setns(int(ns.Fd()), unix.CLONE_NEWNS)
+	}
+	if err != nil {
+		return fmt.Errorf("enter mount namespace %s: %w", path, err)
+	}
+	return nil
 }

@@ -1,6 +1,7 @@
 package template
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/vmm"
 	"husk.dev/husk/internal/vmm/vmmtest"
 )
@@ -50,6 +52,51 @@ func TestBuild(t *testing.T) {
 	}
 	if left := names(t, s); left != key {
 		t.Errorf("in the store: %s", left)
+	}
+}
+
+// TestBuildCard: a template with a card is another one, whose guest was told to turn it on.
+func TestBuildCard(t *testing.T) {
+	vmmtest.CheckLeaks(t)
+	s := Open(filepath.Join(t.TempDir(), "templates"))
+	var told *agentv1.SetNetworkRequest
+	d := &fakeDriver{agent: fakeAgent{network: func(r *agentv1.SetNetworkRequest) error { told = r; return nil }}}
+	o := options(t, d)
+	plain, err := s.Build(bound(t, time.Minute), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if told != nil {
+		t.Errorf("the guest without a card was told %v", told)
+	}
+	tap, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	queues := 0
+	o.Card = func(n int) ([]*os.File, error) { queues = n; return []*os.File{tap}, nil }
+	card, err := s.Build(bound(t, time.Minute), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if i := told.GetInterfaces(); len(i) != 2 || !bytes.Equal(i[1].GetDevice(), vmm.SavedMAC) || !i[1].GetUp() {
+		t.Errorf("the guest was told %v", i)
+	}
+	if d.spec.NICs[0].Taps[0] != tap || queues != 1 {
+		t.Errorf("the VM had %v, of %d queues", d.spec.NICs, queues)
+	}
+	for key, want := range map[string]bool{plain: false, card: true} {
+		if from, err := s.Find(key); err != nil || from.Card != want {
+			t.Errorf("Find(%s): %+v, %v, want a card: %v", key, from, err, want)
+		}
+	}
+	o.Card = func(int) ([]*os.File, error) { return nil, os.ErrPermission }
+	o.Spec.VCPUs = 2
+	if _, err := s.Build(bound(t, time.Minute), o); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("Build without the right to make a tap: %v", err)
+	}
+	if n := d.running.Load(); n != 0 {
+		t.Errorf("%d VMs still run", n)
 	}
 }
 

@@ -37,12 +37,17 @@ type fakeDriver struct {
 type fakeAgent struct {
 	agentv1.AgentService
 	helloErr error
+	network  func(*agentv1.SetNetworkRequest) error
 	silent   bool   // never says that it rests
 	last     string // what it prints in place of that, and ends
 }
 
 func (a *fakeAgent) Hello(context.Context, *agentv1.HelloRequest) (*agentv1.HelloResponse, error) {
 	return &agentv1.HelloResponse{Version: agentv1.Version}, a.helloErr
+}
+
+func (a *fakeAgent) SetNetwork(_ context.Context, r *agentv1.SetNetworkRequest) (*agentv1.Empty, error) {
+	return &agentv1.Empty{}, a.network(r)
 }
 
 func (a *fakeAgent) Rest(context.Context, *agentv1.Empty) (*agentv1.Empty, error) {
@@ -55,7 +60,7 @@ func (d *fakeDriver) SnapshotKey(s vmm.Spec) (string, error) {
 	if d.key != nil {
 		return d.key(s)
 	}
-	return fmt.Sprintf("%028x%04x", s.VCPUs, s.MemoryMiB), nil
+	return fmt.Sprintf("%01x%027x%04x", len(s.NICs), s.VCPUs, s.MemoryMiB), nil
 }
 
 func (d *fakeDriver) Start(ctx context.Context, s vmm.Spec) (vmm.VM, error) {

@@ -27,6 +27,31 @@ func TestCheckTakesAValidSpec(t *testing.T) {
 	}
 }
 
+func savedWithCard(s *Spec) *Snapshot {
+	return &Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: s.MemoryMiB, Card: true}
+}
+
+func TestCheckTakesASavedCard(t *testing.T) {
+	s := valid()
+	s.NICs[0].MAC = SavedMAC
+	s.From = savedWithCard(&s)
+	if err := s.Check(); err != nil {
+		t.Error(err)
+	}
+	s.From, s.Savable, s.Disks, s.Shares, s.NICs = nil, true, nil, nil, s.NICs[:1]
+	if err := s.Check(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestQueues(t *testing.T) {
+	for vcpus, want := range map[int]int{1: 1, 2: 2, 8: 8, 64: 8} {
+		if got := Queues(vcpus); got != want {
+			t.Errorf("Queues(%d) = %d, want %d", vcpus, got, want)
+		}
+	}
+}
+
 func TestCheckNamesWhatIsWrong(t *testing.T) {
 	for _, c := range []struct {
 		name   string
@@ -61,6 +86,11 @@ func TestCheckNamesWhatIsWrong(t *testing.T) {
 		{"no queue", func(s *Spec) { s.NICs[1].Taps = nil }, "0 queues"},
 		{"many queues", func(s *Spec) { s.NICs[1].Taps = make([]*os.File, MaxQueues+1) }, "257 queues"},
 		{"few vhost files", func(s *Spec) { s.NICs[0].Vhosts = s.NICs[0].Vhosts[:1] }, "1 vhost files for 2"},
+		{"shares of a VM to be saved", func(s *Spec) { s.Savable, s.Disks, s.NICs = true, nil, nil }, "no shares"},
+		{"cards of a VM to be saved", func(s *Spec) { s.Savable, s.Disks, s.Shares = true, nil, nil }, "one network card"},
+		{"card of a VM to be saved", func(s *Spec) { s.Savable, s.Disks, s.Shares, s.NICs = true, nil, nil, s.NICs[:1] }, "06:68:75:73:6b:ff"},
+		{"no card of a saved VM", func(s *Spec) { s.NICs, s.From = nil, savedWithCard(s) }, "without it"},
+		{"another card of a saved VM", func(s *Spec) { s.From = savedWithCard(s) }, "without it"},
 		{"relative run dir", func(s *Spec) { s.RunDir = "run" }, "run directory"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

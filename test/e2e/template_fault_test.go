@@ -76,7 +76,7 @@ func TestTemplateBuilderKilled(t *testing.T) {
 	for _, phase := range []string{"boot", "save", "check"} {
 		t.Run(phase, func(t *testing.T) {
 			begin(t)
-			builder := husk(t, "template", "build").start()
+			builder := husk(t, "template", "build", "--card", "no").start()
 			until(t, "the builder is at "+phase, patience, func() bool {
 				return strings.Contains(builder.stderr.String(), phase+" (")
 			})
@@ -103,7 +103,7 @@ func TestTemplateBuilderKilled(t *testing.T) {
 // TestTemplateBuildersMonitorKilled: a build whose VM dies fails in one line, leaves a note and nothing else.
 func TestTemplateBuildersMonitorKilled(t *testing.T) {
 	elsewhere(t, ready)
-	builder := husk(t, "template", "build").start()
+	builder := husk(t, "template", "build", "--card", "no").start()
 	kill9(t, monitor(t, "guest=template"))
 	r := builder.wait()
 	last := r.stderr[strings.LastIndex(strings.TrimSpace(r.stderr), "\n")+1:]
@@ -122,7 +122,7 @@ func TestTemplateBuildersMonitorKilled(t *testing.T) {
 // TestTemplateInterrupted: an interrupt ends a build, leaves nothing and no note.
 func TestTemplateInterrupted(t *testing.T) {
 	elsewhere(t, ready)
-	builder := husk(t, "template", "build").start()
+	builder := husk(t, "template", "build", "--card", "no").start()
 	monitor(t, "guest=template")
 	builder.signal(syscall.SIGINT)
 	if r := builder.wait(); r.code == 0 {
@@ -208,7 +208,7 @@ func TestTemplateDiskFull(t *testing.T) {
 	}
 	disk.fill(0)
 	works()
-	r := disk.husk(config, "template", "build").run()
+	r := disk.husk(config, "template", "build", "--card", "no").run()
 	if last := strings.TrimSpace(r.stderr); r.code != 1 || !strings.Contains(last, "no space") || strings.Count(last, "husk: ") != 1 {
 		t.Errorf("template build: exit code %d, stderr %q", r.code, r.stderr)
 	}
@@ -239,7 +239,7 @@ func TestTemplateReplacedUnderStarts(t *testing.T) {
 			if r := husk(t, "template", "rm", "--all").run(); r.code != 0 {
 				t.Errorf("rm: %s", r.stderr)
 			}
-			if r := husk(t, "template", "build").run(); r.code != 0 {
+			if r := husk(t, "template", "build", "--card", "no").run(); r.code != 0 {
 				t.Errorf("build: %s", r.stderr)
 			}
 		}

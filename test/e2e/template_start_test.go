@@ -43,6 +43,7 @@ type listedTemplate struct {
 	Key       string    `json:"key"`
 	MemoryMiB int       `json:"memory_mib"`
 	VCPUs     int       `json:"vcpus"`
+	Card      bool      `json:"card"`
 	Created   time.Time `json:"created"`
 }
 
@@ -54,10 +55,10 @@ func templates(t *testing.T) (list []listedTemplate) {
 	return list
 }
 
-// build has a template built and returns its key.
+// build has a template built, for VMs without a network card unless flags say otherwise, and returns its key.
 func build(t *testing.T, flags ...string) string {
 	t.Helper()
-	return strings.TrimSpace(husk(t, append([]string{"template", "build"}, flags...)...).ok())
+	return strings.TrimSpace(husk(t, append([]string{"template", "build", "--card", "no"}, flags...)...).ok())
 }
 
 // inStore lists the directory of templates, its lock left out.
@@ -162,6 +163,44 @@ func TestTemplateMissingSize(t *testing.T) {
 	startsBy(t, "boot", "--cpus", "2", "--rootfs", env.rootfs)
 	if list := templates(t); len(list) != 1 {
 		t.Errorf("templates: %+v, want the first alone", list)
+	}
+}
+
+// TestTemplateCard: a container with a network starts from a template with a network card, and from one without where
+// there is no other. One without a network does not start from one with a card.
+func TestTemplateCard(t *testing.T) {
+	elsewhere(t, ready)
+	husk(t, "template", "build", "--card", "some").fails(1, "must be yes, no or both")
+	with := newSpace(t).with("ether net7 address 02:00:00:00:00:07", "ip addr add 10.7.0.2/24 dev net7", "ip link set net7 up")
+	spaces := map[string]*space{"network": with, "none": nil, "empty": newSpace(t)}
+	for card, want := range map[string]map[string]string{
+		"no":  {"network": "template", "none": "template", "empty": "template"},
+		"yes": {"network": "template", "none": "boot", "empty": "boot"},
+	} {
+		key := build(t, "--card", card)
+		if list := templates(t); len(list) != 1 || list[0].Key != key || list[0].Card != (card == "yes") {
+			t.Errorf("templates with --card %s: %+v", card, list)
+		}
+		for network, start := range want {
+			t.Run(card+"/"+network, func(t *testing.T) {
+				begin(t)
+				b := newBundle(t, "sleep 600")
+				if spaces[network] != nil {
+					b.in(spaces[network])
+				}
+				c := b.up()
+				expect(t, "the VM's start", vmStart(t, c.id), start)
+				if network == "network" {
+					expect(t, "the card", c.exec("cd /sys/class/net/net7 && cat address operstate"), "02:00:00:00:00:07\nup\n")
+				} else {
+					expect(t, "the interfaces", c.exec("ls /sys/class/net"), "lo\n")
+				}
+			})
+		}
+		husk(t, "template", "rm", key).ok()
+	}
+	if keys := strings.Fields(husk(t, "template", "build").ok()); len(keys) != 2 || keys[0] == keys[1] {
+		t.Errorf("build of both printed %q", keys)
 	}
 }
 

@@ -18,6 +18,12 @@ import (
 const (
 	// gcPercent keeps the agent's heap small; it allocates little, and a guest may have little memory.
 	gcPercent = 40
+	// startPercent keeps the collector away from a container's start, for startTime after the agent's own: that it runs
+	// for the first time takes an emulated guest as long as a network.
+	startPercent = 400
+	startTime    = 10 * time.Second
+	// startHeap is more than what the agent takes from its heap in that time, in bytes.
+	startHeap = 8 << 20
 	// memoryLimit is where the collector works harder, in bytes.
 	memoryLimit = 48 << 20
 	// syncWait bounds how long the end of the VM waits for data to be written.
@@ -40,7 +46,8 @@ func (c Cmdline) Value(key, value string) string {
 // Main is PID 1. It does not return: when the host is gone or something fatal happens the VM ends.
 func Main(version string) {
 	agent.Hold()
-	debug.SetGCPercent(gcPercent)
+	debug.SetGCPercent(startPercent)
+	time.AfterFunc(startTime, func() { debug.SetGCPercent(gcPercent) })
 	debug.SetMemoryLimit(memoryLimit)
 	end := func() { powerOff("reboot") }
 	if os.Getpid() != 1 {
@@ -95,6 +102,7 @@ func serve(cmdline Cmdline, version string) error {
 		for ch.Streams != nil && ch.Streams() > 0 {
 			time.Sleep(pause)
 		}
+		grow()
 		debug.FreeOSMemory()
 		fmt.Fprintln(os.Stderr, agentv1.Rested)
 	}()
@@ -105,6 +113,14 @@ func serve(cmdline Cmdline, version string) error {
 		return fmt.Errorf("the host has closed the channel")
 	}
 }
+
+// grow has the heap reach for what a container's start takes, which it then need not do. It takes no memory once the
+// collector has run.
+//
+//go:noinline
+func grow() { grown = make([]byte, startHeap); grown = nil }
+
+var grown []byte // keeps the compiler from leaving it out
 
 // powerOff ends the VM. A reboot ends it on monitors that are told not to (QEMU's -no-reboot) and on
 // Firecracker; others want a power-off.

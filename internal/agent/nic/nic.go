@@ -47,6 +47,13 @@ type Network struct {
 	mu    sync.Mutex
 	last  *applied       // guarded by mu: nil before the first request
 	found map[string]int // guarded by mu: this guest's number of each card, by the MAC address it was plugged with
+	left  *left          // guarded by mu: nil where somebody may have changed it since
+}
+
+// left is what there was when the guest was about to be saved. It need not be listed again when that wakes up.
+type left struct {
+	links     []rtnl.Link
+	addresses [][]byte
 }
 
 // applied is what a request has set, with this guest's numbers of interfaces.
@@ -92,13 +99,13 @@ func (n *Network) Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error
 	}
 	defer conn.Close()
 	s := &setter{
-		conn: conn, cards: map[uint32]rtnl.Link{}, found: n.found, last: n.last,
+		conn: conn, cards: map[uint32]rtnl.Link{}, found: n.found, last: n.last, left: n.left,
 		done: &applied{interfaces: map[uint32]*agentv1.Interface{}},
 	}
 	if err := s.find(ctx, r.GetInterfaces()); err != nil {
 		return err
 	}
-	n.found = s.found
+	n.found, n.left = s.found, nil
 	err = s.set(r)
 	switch {
 	case err == nil:
@@ -109,11 +116,25 @@ func (n *Network) Apply(ctx context.Context, r *agentv1.SetNetworkRequest) error
 	return err
 }
 
-// Forget makes the next request the first. Cards that were found stay known.
-func (n *Network) Forget() {
+// Rest makes the next request the first, for a guest that is about to be saved. Cards that were found stay known.
+func (n *Network) Rest() error {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.last = nil
+	conn, err := rtnl.Open()
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	l := &left{}
+	if l.links, err = conn.Links(); err != nil {
+		return err
+	}
+	if l.addresses, err = listAddresses(conn); err != nil {
+		return err
+	}
+	n.left = l
+	return nil
 }
 
 // set sets up the interfaces that were found, in the order in which one thing needs the other.
@@ -197,6 +218,7 @@ type setter struct {
 	cards map[uint32]rtnl.Link // this guest's, by the host's number
 	found map[string]int       // numbers of this guest, as in Network
 	last  *applied             // what was set before
+	left  *left                // nil: to be listed
 	done  *applied             // what is set now
 }
 
@@ -204,8 +226,8 @@ type setter struct {
 func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 	ctx, cancel := context.WithTimeout(ctx, cardWait)
 	defer cancel()
-	for wait := time.Millisecond; ; wait = min(2*wait, cardCheck) {
-		links, err := s.conn.Links()
+	for wait, known := time.Millisecond, s.left; ; wait, known = min(2*wait, cardCheck), nil {
+		links, err := s.links(known)
 		if err != nil {
 			return err
 		}
@@ -228,6 +250,14 @@ func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 			return fmt.Errorf("find interface %s: %w", missing, ErrNoCard)
 		}
 	}
+}
+
+// links lists the interfaces unless they are known.
+func (s *setter) links(known *left) ([]rtnl.Link, error) {
+	if known != nil {
+		return known.links, nil
+	}
+	return s.conn.Links()
 }
 
 // match finds the card that was plugged with a MAC address, or the loopback interface. A card that was found before is
@@ -328,10 +358,14 @@ func (s *setter) prepare(i *agentv1.Interface) error {
 		return nil
 	}
 	if l.Loopback() {
-		return s.conn.SetLink(l.Index, rtnl.Change{Set: syscall.IFF_UP})
+		return s.turn(l, syscall.IFF_UP, 0, rtnl.Change{})
 	}
-	if err := ignoreFamily(s.conn.SetLinkLocal(l.Index, false)); err != nil {
-		return err
+	if !l.NoLinkLocal {
+		err := s.conn.SetLinkLocal(l.Index, false)
+		l.NoLinkLocal = err == nil
+		if err := ignoreFamily(err); err != nil {
+			return err
+		}
 	}
 	if l.IPv6Off != i.GetIpv6Off() {
 		value := "0"
@@ -343,17 +377,38 @@ func (s *setter) prepare(i *agentv1.Interface) error {
 			return err
 		}
 	}
-	change := rtnl.Change{MTU: int(i.GetMtu()), Queue: int(i.GetQueue()), Clear: syscall.IFF_NOARP}
+	var change rtnl.Change
+	if l.MTU != int(i.GetMtu()) {
+		change.MTU = int(i.GetMtu())
+	}
+	if l.Queue != int(i.GetQueue()) {
+		change.Queue = int(i.GetQueue())
+	}
 	if !bytes.Equal(l.MAC, i.GetMac()) {
 		change.MAC = i.GetMac()
 	}
+	var set uint32
 	if i.GetNoArp() {
-		change.Set, change.Clear = syscall.IFF_NOARP, 0
+		set |= syscall.IFF_NOARP
 	}
 	if i.GetUp() {
-		change.Set |= syscall.IFF_UP
-	} else {
-		change.Clear |= syscall.IFF_UP
+		set |= syscall.IFF_UP
+	}
+	// It would make itself one when it is turned on, and that it is.
+	change.LinkLocal = l.NoLinkLocal && l.Up() && i.GetUp() && !i.GetNoLinkLocal()
+	if err := s.turn(l, set, (syscall.IFF_NOARP|syscall.IFF_UP)&^set, change); err != nil {
+		return err
+	}
+	l.NoLinkLocal = l.NoLinkLocal && !change.LinkLocal
+	s.cards[i.GetIndex()] = l
+	return nil
+}
+
+// turn changes what there is to be changed of an interface, flags that it does not have as they are to be among that.
+func (s *setter) turn(l rtnl.Link, set, clear uint32, change rtnl.Change) error {
+	change.Set, change.Clear = set&^l.Flags, clear&l.Flags
+	if change.Set|change.Clear == 0 && change.MTU == 0 && change.Queue == 0 && change.MAC == nil && !change.LinkLocal {
+		return nil
 	}
 	return s.conn.SetLink(l.Index, change)
 }
@@ -368,7 +423,7 @@ func (s *setter) finish(i *agentv1.Interface) error {
 	l := s.cards[i.GetIndex()]
 	settled := s.settled(l, i)
 	s.done.interfaces[uint32(l.Index)] = i
-	if l.Loopback() || i.GetNoLinkLocal() || settled {
+	if l.Loopback() || i.GetNoLinkLocal() || settled || !l.NoLinkLocal {
 		return nil
 	}
 	return ignoreFamily(s.conn.SetLinkLocal(l.Index, true))

@@ -125,6 +125,8 @@ type Change struct {
 	Queue int
 	// NoQueue sets Queue to 0.
 	NoQueue bool
+	// LinkLocal lets it make itself an IPv6 link-local address from now on, when it is turned on.
+	LinkLocal bool
 	// Set and Clear are flags (IFF_UP, IFF_NOARP, …).
 	Set, Clear uint32
 }
@@ -147,18 +149,24 @@ func (c *Conn) SetLink(index int, change Change) error {
 	if change.Queue != 0 || change.NoQueue {
 		m = Add32(m, unix.IFLA_TXQLEN, uint32(change.Queue))
 	}
+	if change.LinkLocal {
+		m = addLinkLocal(m, true)
+	}
 	return c.Do(unix.RTM_NEWLINK, 0, m)
 }
 
 // SetLinkLocal turns on or off that an interface makes itself an IPv6 link-local address. A kernel without
 // IPv6 gives EAFNOSUPPORT.
 func (c *Conn) SetLinkLocal(index int, on bool) error {
+	return c.Do(unix.RTM_SETLINK, 0, addLinkLocal(linkMessage(index, 0, 0), on))
+}
+
+func addLinkLocal(m []byte, on bool) []byte {
 	mode := []byte{addrGenNone}
 	if on {
 		mode[0] = 0
 	}
-	spec := Add(nil, unix.AF_INET6, Add(nil, inet6AddrGenMode, mode))
-	return c.Do(unix.RTM_SETLINK, 0, Add(linkMessage(index, 0, 0), unix.IFLA_AF_SPEC, spec))
+	return Add(m, unix.IFLA_AF_SPEC, Add(nil, unix.AF_INET6, Add(nil, inet6AddrGenMode, mode)))
 }
 
 // DeleteLink removes a virtual interface.

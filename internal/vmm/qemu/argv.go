@@ -414,6 +414,9 @@ func cmdline(s vmm.Spec, f facts) string {
 		// was. Clearing pages when they are taken is the write that QEMU sees.
 		words = append(words, "init_on_alloc=1")
 	}
+	if f.arch == "amd64" {
+		words = append(words, "virtio_net.given_mac=1") // of the same patches
+	}
 	if f.vhost != 0 {
 		words = append(words, "husk.channel=vsock")
 	} else {

@@ -138,6 +138,20 @@ func TestArgvOfSnapshots(t *testing.T) {
 			f.kernel, f.initrd, f.state, f.lent = 0, 0, 3, true
 			return s, f
 		}},
+		{"q35-savable-card", func() (vmm.Spec, facts) {
+			s, f := spec(q35), tcg()
+			s.Savable, f.ram = true, 7
+			s.NICs, f.nics = savedCard(1), []nicFact{{taps: []int{8}}}
+			return s, f
+		}},
+		{"q35-continued-cards", func() (vmm.Spec, facts) { // the first is where the saved one was, the other is found
+			s, f := spec(q35), tcg()
+			s.From = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256, Card: true}
+			s.NICs = append(savedCard(1), vmm.NIC{Name: "net1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, MTU: 1500})
+			f.nics = []nicFact{{taps: []int{8}}, {taps: []int{9}}}
+			f.kernel, f.initrd, f.state, f.lent = 0, 0, 3, true
+			return s, f
+		}},
 		{"q35-continued-shares", func() (vmm.Spec, facts) { // its memory is a copy that the file service maps
 			s, f := spec(q35), tcg()
 			s.From = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256}

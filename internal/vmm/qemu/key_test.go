@@ -49,7 +49,6 @@ func TestSnapshotKeyIsTheSame(t *testing.T) {
 		"id":         func(s *vmm.Spec) { s.ID = "b" },
 		"disks":      func(s *vmm.Spec) { s.Disks = []vmm.Disk{{Serial: "d", Path: "/d"}} },
 		"shares":     func(s *vmm.Spec) { s.Shares = []vmm.Share{{Tag: "s", Socket: "/s"}} },
-		"cards":      func(s *vmm.Spec) { s.NICs = []vmm.NIC{{Name: "eth0"}} },
 		"user":       func(s *vmm.Spec) { s.UID, s.GID = 7, 7 },
 		"directory":  func(s *vmm.Spec) { s.RunDir = dir },
 		"to be made": func(s *vmm.Spec) { s.Savable = true },
@@ -61,6 +60,10 @@ func TestSnapshotKeyIsTheSame(t *testing.T) {
 			t.Errorf("%s makes another key", name)
 		}
 	}
+}
+
+func savedCard(queues int) []vmm.NIC {
+	return []vmm.NIC{{Name: "eth0", MAC: vmm.SavedMAC, MTU: vmm.MaxMTU, Taps: make([]*os.File, queues)}}
 }
 
 func TestSnapshotKeyDiffers(t *testing.T) {
@@ -96,6 +99,8 @@ func TestSnapshotKeyDiffers(t *testing.T) {
 		"no image":       set(func(s *vmm.Spec) { s.Initrd = "" }),
 		"memory":         set(func(s *vmm.Spec) { s.MemoryMiB = 512 }),
 		"processors":     set(func(s *vmm.Spec) { s.VCPUs = 2 }),
+		"a card":         set(func(s *vmm.Spec) { s.NICs = savedCard(1) }),
+		"its queues":     set(func(s *vmm.Spec) { s.NICs = savedCard(2) }),
 		"command line":   set(func(s *vmm.Spec) { s.Cmdline = "loud" }),
 	} {
 		d, s, dir := keyed(t)

@@ -1,10 +1,10 @@
 #!/bin/bash
 # Prints the configuration of a CRI-O that keeps all in DIR, pulls every image from REGISTRY by DIR/registries.conf, and has
 # runc beside what the drop-in files name.
-#   config.sh DIR REGISTRY PROGRAMS    PROGRAMS is the directory with pinns
+#   config.sh DIR REGISTRY PROGRAMS SHIM    PROGRAMS is the directory with pinns, SHIM husk's, for the type "vm"
 set -euo pipefail
 
-dir=$1 registry=$2 programs=$3
+dir=$1 registry=$2 programs=$3 shim=$4
 echo '{"default": [{"type": "insecureAcceptAnything"}]}' >"$dir/policy.json"
 {
 	printf 'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "disabled"\n'
@@ -41,4 +41,8 @@ cat <<-TOML
 	  runtime_path = "$(dirname "$(realpath "$0")")/runc.sh"
 	  runtime_type = "oci"
 	  runtime_root = "/run/runc"
+	[crio.runtime.runtimes.husk-vm]
+	  runtime_path = "$shim"
+	  runtime_type = "vm"
+	  runtime_root = "/run/vc"
 TOML
