@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"strings"
 	"syscall"
@@ -102,7 +103,9 @@ func serve(cmdline Cmdline, version string) error {
 		for ch.Streams != nil && ch.Streams() > 0 {
 			time.Sleep(pause)
 		}
-		grow()
+		// The heap reaches for what a container's start takes, which that then need not do. It is no memory once the
+		// collector has run.
+		runtime.KeepAlive(make([]byte, startHeap))
 		debug.FreeOSMemory()
 		fmt.Fprintln(os.Stderr, agentv1.Rested)
 	}()
@@ -113,14 +116,6 @@ func serve(cmdline Cmdline, version string) error {
 		return fmt.Errorf("the host has closed the channel")
 	}
 }
-
-// grow has the heap reach for what a container's start takes, which it then need not do. It takes no memory once the
-// collector has run.
-//
-//go:noinline
-func grow() { grown = make([]byte, startHeap); grown = nil }
-
-var grown []byte // keeps the compiler from leaving it out
 
 // powerOff ends the VM. A reboot ends it on monitors that are told not to (QEMU's -no-reboot) and on
 // Firecracker; others want a power-off.
