@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	events "github.com/containerd/containerd/api/events"
@@ -169,11 +170,23 @@ func (s *service) watchMemory(box *sandbox.Sandbox, c *container) {
 		select {
 		case e := <-happened:
 			if e.Kind == sandbox.OOM {
-				s.events.publish(topicOOM, &events.TaskOOM{ContainerID: c.id})
+				s.tellOOM(c)
 			}
 		case <-c.init.exited:
 			return
 		}
+	}
+}
+
+// tellOOM tells that the guest's kernel has killed a process of the container. CRI-O takes no events, and looks for a file
+// in the bundle, as conmon makes it.
+func (s *service) tellOOM(c *container) {
+	s.events.publish(topicOOM, &events.TaskOOM{ContainerID: c.id})
+	if s.events.address != "" {
+		return
+	}
+	if err := os.WriteFile(filepath.Join(c.bundle, "oom"), nil, 0o600); err != nil {
+		s.log.Warn("note that memory ran out", "id", c.id, "error", err)
 	}
 }
 
