@@ -41,6 +41,7 @@ func (a *App) host() (*shim.Host, error) {
 		Sandbox: func(dir *state.Dir, keep bool, log *slog.Logger) (*sandbox.Sandbox, error) {
 			options, err := a.boxOptions(dir, log)
 			options.Keep = keep
+			options.OutOfMemory = func(id string, e sandbox.Engine) { tellOutOfMemory(id, e, log) }
 			return sandbox.New(options), err
 		},
 		Forget: a.forget,

@@ -67,6 +67,7 @@ type card struct {
 	index  int              // of the interface
 	tap    int              // number of the tap beside it
 	mtu    int              // of both
+	own    net.HardwareAddr // of the interface, when it got the card
 	device net.HardwareAddr // that the card is plugged with
 	undo   cleanup.Stack
 }
@@ -123,13 +124,18 @@ func HasCards(path string) bool {
 }
 
 // Unconnected opens a tap of so many queues that nothing is connected to, in a network namespace that is gone once all
-// of them are closed.
-func Unconnected(queues int) (taps []*os.File, err error) {
+// of them are closed, and as many of the kernel's back ends, or none where the host has none. See vmm.NIC.
+func Unconnected(queues int) (taps, vhosts []*os.File, err error) {
 	err = sys.InNewNetwork(func() error {
-		taps, err = sys.OpenTap(tapPrefix+"0", queues)
+		if taps, err = sys.OpenTap(tapPrefix+"0", queues); err != nil {
+			return err
+		}
+		if vhosts, err = openVhosts(queues); err != nil {
+			closeAll(taps)
+		}
 		return err
 	})
-	return taps, err
+	return taps, vhosts, err
 }
 
 // attach runs on a thread in the namespace.
@@ -188,7 +194,7 @@ func (n *Network) look() ([]rtnl.Link, lists, error) {
 // bridge makes a tap for an interface and has the kernel hand packets over, both ways. It runs on a thread in the
 // namespace. After an error nothing is changed.
 func (n *Network) bridge(l rtnl.Link) (_ vmm.NIC, err error) {
-	c := &card{index: l.Index, mtu: l.MTU, device: n.freeMAC(l.MAC)}
+	c := &card{index: l.Index, mtu: l.MTU, own: l.MAC, device: n.freeMAC(l.MAC)}
 	nic := vmm.NIC{Name: l.Name, MAC: c.device, MTU: vmm.MaxMTU} // what it is now may change
 	defer func() {
 		if err != nil {
@@ -361,7 +367,7 @@ func unlessGone(err error) error {
 func openVhosts(queues int) ([]*os.File, error) {
 	var files []*os.File
 	for range queues {
-		f, err := os.OpenFile("/dev/vhost-net", os.O_RDWR, 0)
+		f, err := os.OpenFile(vmm.VhostNet, os.O_RDWR, 0)
 		if err != nil {
 			closeAll(files)
 			for _, none := range []error{os.ErrNotExist, os.ErrPermission, syscall.ENODEV, syscall.ENXIO} {
@@ -390,7 +396,7 @@ func (n *Network) device(index int) net.HardwareAddr {
 // another card has it, as those of one ipvlan do.
 func (n *Network) freeMAC(own net.HardwareAddr) net.HardwareAddr {
 	taken := func(mac net.HardwareAddr) bool {
-		return slices.ContainsFunc(n.cards, func(c *card) bool { return string(c.device) == string(mac) })
+		return slices.ContainsFunc(n.cards, func(c *card) bool { return string(c.device) == string(mac) || string(c.own) == string(mac) })
 	}
 	if n.options.Saved && len(n.cards) == 0 {
 		return vmm.SavedMAC

@@ -233,11 +233,11 @@ func TestHasCards(t *testing.T) {
 // TestUnconnected: the tap is in none of the namespaces that anybody knows.
 func TestUnconnected(t *testing.T) {
 	_, run := namespace(t) // skips where none can be made
-	taps, err := Unconnected(2)
+	taps, vhosts, err := Unconnected(2)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeAll(taps)
+	defer closeAll(append(taps, vhosts...))
 	if len(taps) != 2 {
 		t.Errorf("%d queues, want 2", len(taps))
 	}

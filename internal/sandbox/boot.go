@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -132,8 +133,8 @@ func (s *Sandbox) templated() bool {
 
 // absence is a template that was not there, or that is no more.
 type absence struct {
-	key  string // empty: none was missed
-	card bool   // it is for VMs with a network card
+	key  string
+	card bool // it is for VMs with a network card
 }
 
 // findTemplate returns the template for a VM like spec, nil where there is none to start from. A VM with network cards
@@ -158,9 +159,7 @@ func (s *Sandbox) lookForTemplate(spec vmm.Spec, card bool) (key string, from *v
 	}
 	if err != nil {
 		s.log.Info("no template", "key", key, "card", card, "reason", err)
-		if s.wanted.key == "" { // the better one
-			s.wanted = absence{key, card}
-		}
+		s.wanted = append(s.wanted, absence{key, card})
 		return key, nil
 	}
 	return key, from
@@ -174,18 +173,22 @@ func (s *Sandbox) doubt(t absence, why error) {
 	if err := s.options.Templates.Reject(t.key, why); err != nil {
 		s.log.Warn("remove template", "error", err)
 	}
-	s.wanted = t
+	s.wanted = append([]absence{t}, s.wanted...)
 }
 
-// wantTemplate has the template built that was not there, now that the container runs.
+// wantTemplate has the first template built of those that were not there, now that the container runs.
 func (s *Sandbox) wantTemplate(size ocispec.Size) {
-	if s.wanted.key == "" || s.config.Template != "on" || s.options.BuildTemplate == nil || !s.options.Templates.Wanted(s.wanted.key) {
+	if s.config.Template != "on" || s.options.BuildTemplate == nil {
+		return
+	}
+	i := slices.IndexFunc(s.wanted, func(t absence) bool { return t.key != "" && s.options.Templates.Wanted(t.key) })
+	if i < 0 {
 		return
 	}
 	s.mu.Lock()
 	group := s.cgroup
 	s.mu.Unlock()
-	err := group.Outside(func() error { return s.options.BuildTemplate(size.MemoryMiB, size.VCPUs, s.wanted.card) })
+	err := group.Outside(func() error { return s.options.BuildTemplate(size.MemoryMiB, size.VCPUs, s.wanted[i].card) })
 	if err != nil {
 		s.log.Warn("no template will be there next time", "error", err)
 	}

@@ -69,7 +69,7 @@ type Sandbox struct {
 	timing  timeline
 
 	config config.Config // options.Config with the container's annotations; written before the VM is started
-	wanted absence       // the template that was not there, as config
+	wanted []absence     // the templates that were not there, the best first, as config
 
 	mu         sync.Mutex // guards the fields below
 	vm         vmm.VM

@@ -106,13 +106,12 @@ func (s *service) make(ctx context.Context, c *container, r *task.CreateTaskRequ
 		return nil, status.Errorf(codes.InvalidArgument, "configuration: %v", err)
 	}
 	s.mu.Lock()
-	if s.pod != nil {
+	if s.pod != nil { // whose shared memory the shim has mounted
 		completeSpec(c.spec, s.pod.bundle)
-	}
-	s.mu.Unlock()
-	if len(r.Rootfs) == 0 {
+	} else if len(r.Rootfs) == 0 {
 		c.mounts = s.engine
 	}
+	s.mu.Unlock()
 	if err := s.takeRoot(ctx, c, r.Rootfs); err != nil {
 		return nil, err
 	}

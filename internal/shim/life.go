@@ -36,6 +36,9 @@ func (s *service) createIn(ctx context.Context, host *Host, c *container, init *
 		ID: c.name, Dir: c.dir, Bundle: c.bundle, Spec: data, Stdio: init.opened.Stdio, HostPID: init.pid, AutoRemove: true,
 		Root: c.disks, Attached: c.attached, MountNS: c.mounts,
 	}
+	if s.events.address == "" { // CRI-O takes no events, and looks for a file as conmon makes it
+		request.Engine.OOMFiles = []string{filepath.Join(c.bundle, "oom")}
+	}
 	box, err := s.createFirst(ctx, host, c, request)
 	if box != nil && err == nil {
 		if err = box.Create(ctx, request); err == nil {
@@ -170,23 +173,11 @@ func (s *service) watchMemory(box *sandbox.Sandbox, c *container) {
 		select {
 		case e := <-happened:
 			if e.Kind == sandbox.OOM {
-				s.tellOOM(c)
+				s.events.publish(topicOOM, &events.TaskOOM{ContainerID: c.id})
 			}
 		case <-c.init.exited:
 			return
 		}
-	}
-}
-
-// tellOOM tells that the guest's kernel has killed a process of the container. CRI-O takes no events, and looks for a file
-// in the bundle, as conmon makes it.
-func (s *service) tellOOM(c *container) {
-	s.events.publish(topicOOM, &events.TaskOOM{ContainerID: c.id})
-	if s.events.address != "" {
-		return
-	}
-	if err := os.WriteFile(filepath.Join(c.bundle, "oom"), nil, 0o600); err != nil {
-		s.log.Warn("note that memory ran out", "id", c.id, "error", err)
 	}
 }
 

@@ -53,7 +53,10 @@ func (p Program) serve(a arguments) error {
 	}
 	s := &service{
 		program: p, namespace: a.namespace, id: a.id, log: log, containers: map[string]*container{},
-		socket: listener.Addr().String(), engine: engineMounts, events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}),
+		socket: listener.Addr().String(), events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}),
+	}
+	if s.events.address == "" { // CRI-O mounts roots itself; containerd has the shim do it
+		s.engine = engineMounts
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
 		ttrpc.WithUnaryServerInterceptor(s.intercept))

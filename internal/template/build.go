@@ -27,7 +27,7 @@ const (
 	// revision changes with what is done to a VM before it is saved: no template of another one is used.
 	revision = 1
 	// most is how many templates are kept; the ones that were not used for the longest time go.
-	most = 8
+	most = 16
 	// retryAfter is how long a build that failed is not tried again by itself.
 	retryAfter = 10 * time.Minute
 	// stopWait bounds the end of the VM.
@@ -43,8 +43,9 @@ var ErrBusy = errors.New("another process builds a template")
 type BuildOptions struct {
 	Driver vmm.Driver
 	Spec   vmm.Spec // Disks, Shares and NICs are left out
-	// Card opens a tap for the network card of a template for VMs with a network; nil: it is for those without.
-	Card          func(queues int) ([]*os.File, error)
+	// Card opens a tap for the network card of a template for VMs with a network, as vmm.NIC has it; nil: it is for those
+	// without.
+	Card          func(queues int) (taps, vhosts []*os.File, err error)
 	KernelVersion string
 	// Wait makes Build wait for another process that builds one, in place of ErrBusy.
 	Wait bool
@@ -296,7 +297,8 @@ func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
 		return nil, err
 	}
 	if o.Card != nil {
-		if spec.NICs[0].Taps, err = o.Card(vmm.Queues(spec.VCPUs)); err != nil {
+		nic := &spec.NICs[0]
+		if nic.Taps, nic.Vhosts, err = o.Card(vmm.Queues(spec.VCPUs)); err != nil {
 			return nil, errors.Join(fmt.Errorf("network card: %w", err), console.Close(), theirs.Close())
 		}
 	}

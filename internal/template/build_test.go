@@ -74,7 +74,7 @@ func TestBuildCard(t *testing.T) {
 		t.Fatal(err)
 	}
 	queues := 0
-	o.Card = func(n int) ([]*os.File, error) { queues = n; return []*os.File{tap}, nil }
+	o.Card = func(n int) (taps, _ []*os.File, err error) { queues = n; return []*os.File{tap}, nil, nil }
 	card, err := s.Build(bound(t, time.Minute), o)
 	if err != nil {
 		t.Fatal(err)
@@ -90,7 +90,7 @@ func TestBuildCard(t *testing.T) {
 			t.Errorf("Find(%s): %+v, %v, want a card: %v", key, from, err, want)
 		}
 	}
-	o.Card = func(int) ([]*os.File, error) { return nil, os.ErrPermission }
+	o.Card = func(int) (taps, vhosts []*os.File, err error) { return nil, nil, os.ErrPermission }
 	o.Spec.VCPUs = 2
 	if _, err := s.Build(bound(t, time.Minute), o); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("Build without the right to make a tap: %v", err)

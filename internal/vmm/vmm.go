@@ -79,7 +79,7 @@ type Spec struct {
 	From *Snapshot
 	// Savable keeps the VM so that Saver can write it out. It takes no Shares; its Disks are in the places of
 	// SavedDisks, and the guest must have let go of them before. It may have one of NICs, of SavedMAC and with
-	// Taps, which the guest keeps and which the first of those is that it continues with.
+	// Taps: the guest keeps its driver on it, and the first of the NICs that it continues with takes its place.
 	Savable bool
 
 	Disks  []Disk
@@ -146,6 +146,9 @@ func CloseNICs(nics []NIC) {
 // SavedDisks is how many disks a saved VM has places for: the first of Spec.Disks that are no Pmem take them, in
 // order. The guest has no driver on them when it wakes up. All else it finds by looking for new devices.
 const SavedDisks = 8
+
+// VhostNet is the kernel's own back end of network cards, on hosts that have it.
+const VhostNet = "/dev/vhost-net"
 
 // SavedMAC is the MAC address of a saved VM's network card, by which the guest still knows it when it wakes up.
 // It is locally administered.

@@ -75,6 +75,9 @@ func TestNetworkFollows(t *testing.T) {
 			ether(name), "ip link set "+name+" addrgenmode none up")
 		s.follows(id, "ip link del "+name)
 	}
+	// One with the address of another.
+	s.follows(id, ether("eth2"), "ip link set eth2 address $(cat /sys/class/net/eth0/address) addrgenmode none up", "ip addr add 10.4.0.2/24 dev eth2")
+	s.follows(id, "ip link del eth2")
 	s.follows(id, "ip link del eth1")
 	if out := s.run("ip -o link"); strings.Count(out, "husk-") != 1 {
 		t.Errorf("the VM has one card: %s", out)

@@ -171,7 +171,10 @@ func TestTemplateMissingSize(t *testing.T) {
 func TestTemplateCard(t *testing.T) {
 	elsewhere(t, ready)
 	husk(t, "template", "build", "--card", "some").fails(1, "must be yes, no or both")
-	with := newSpace(t).with("ether net7 address 02:00:00:00:00:07", "ip addr add 10.7.0.2/24 dev net7", "ip link set net7 up")
+	bridge := newSpace(t, "ip link add br0 type bridge", "ip link set br0 up")
+	with := newSpace(t, fmt.Sprintf("ip link add eth0 address 02:00:00:00:00:07 type veth peer name p0 netns %d", bridge.pid),
+		"ip link set eth0 up", "ip addr add 10.7.0.2/24 dev eth0")
+	bridge.run("ip link set p0 master br0 up")
 	spaces := map[string]*space{"network": with, "none": nil, "empty": newSpace(t)}
 	for card, want := range map[string]map[string]string{
 		"no":  {"network": "template", "none": "template", "empty": "template"},
@@ -191,7 +194,13 @@ func TestTemplateCard(t *testing.T) {
 				c := b.up()
 				expect(t, "the VM's start", vmStart(t, c.id), start)
 				if network == "network" {
-					expect(t, "the card", c.exec("cd /sys/class/net/net7 && cat address operstate"), "02:00:00:00:00:07\nup\n")
+					expect(t, "the card", c.exec("cd /sys/class/net/eth0 && cat address operstate"), "02:00:00:00:00:07\nup\n")
+					// What IPv6 says shows who is on the network; the address that the card was saved with never is.
+					fdb := func() string { return bridge.run("bridge fdb show br br0") }
+					until(t, "the bridge knows the container", patience, func() bool { return strings.Contains(fdb(), "02:00:00:00:00:07") })
+					if seen := fdb(); strings.Contains(seen, "06:68:75:73:6b:ff") {
+						t.Errorf("on the network is %s", seen)
+					}
 				} else {
 					expect(t, "the interfaces", c.exec("ls /sys/class/net"), "lo\n")
 				}

@@ -19,8 +19,8 @@ import (
 const (
 	// gcPercent keeps the agent's heap small; it allocates little, and a guest may have little memory.
 	gcPercent = 40
-	// startPercent keeps the collector away from a container's start, for startTime after the agent's own: that it runs
-	// for the first time takes an emulated guest as long as a network.
+	// startPercent keeps the collector away from a container's start, for startTime after the agent's own or after the
+	// guest was saved: that it runs for the first time takes an emulated guest as long as a network.
 	startPercent = 400
 	startTime    = 10 * time.Second
 	// startHeap is more than what the agent takes from its heap in that time, in bytes.
@@ -48,7 +48,7 @@ func (c Cmdline) Value(key, value string) string {
 func Main(version string) {
 	agent.Hold()
 	debug.SetGCPercent(startPercent)
-	time.AfterFunc(startTime, func() { debug.SetGCPercent(gcPercent) })
+	started := time.AfterFunc(startTime, func() { debug.SetGCPercent(gcPercent) })
 	debug.SetMemoryLimit(memoryLimit)
 	end := func() { powerOff("reboot") }
 	if os.Getpid() != 1 {
@@ -66,14 +66,14 @@ func Main(version string) {
 	text, err := os.ReadFile("/proc/cmdline")
 	cmdline := Cmdline(text)
 	if err == nil {
-		err = serve(cmdline, version)
+		err = serve(cmdline, version, started)
 	}
 	fmt.Fprintf(os.Stderr, "husk-agent: fatal: %v\n", err)
 	powerOff(cmdline.Value("husk.end", "reboot"))
 }
 
-// serve runs the agent until the host is gone.
-func serve(cmdline Cmdline, version string) error {
+// serve runs the agent until the host is gone. started ends the time of a start.
+func serve(cmdline Cmdline, version string, started *time.Timer) error {
 	ctx := context.Background()
 	finished := make(chan error, 1)
 	go func() { finished <- Finish() }()
@@ -103,6 +103,8 @@ func serve(cmdline Cmdline, version string) error {
 		for ch.Streams != nil && ch.Streams() > 0 {
 			time.Sleep(pause)
 		}
+		debug.SetGCPercent(startPercent)
+		started.Reset(startTime) // of every guest that goes on from here
 		// The heap reaches for what a container's start takes, which that then need not do. It is no memory once the
 		// collector has run.
 		runtime.KeepAlive(make([]byte, startHeap))

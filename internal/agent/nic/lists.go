@@ -49,18 +49,6 @@ func listed(conn *rtnl.Conn, kind int, copied func([]byte) []byte) ([][]byte, er
 	return all, nil
 }
 
-func listAddresses(conn *rtnl.Conn) ([][]byte, error) {
-	return listed(conn, syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, same) })
-}
-
-// addressesThere lists all addresses, unless they are known.
-func (s *setter) addressesThere() ([][]byte, error) {
-	if s.left != nil {
-		return s.left.addresses, nil
-	}
-	return listAddresses(s.conn)
-}
-
 // translate copies a request's messages with this guest's numbers of interfaces.
 func (s *setter) translate(list [][]byte, copied func([]byte, rtnl.Index) []byte) [][]byte {
 	var out [][]byte
@@ -80,7 +68,7 @@ func contains(list [][]byte, m []byte) bool {
 func (s *setter) addresses(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyAddress)
 	s.done.addresses = wanted
-	there, err := s.addressesThere()
+	there, err := listed(s.conn, syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, same) })
 	if err != nil {
 		return err
 	}

@@ -30,6 +30,9 @@ const (
 	maxName       = 15   // IFNAMSIZ less the final zero
 )
 
+// leastIPv6 is the MTU without which there is no IPv6 (RFC 8200, section 5).
+const leastIPv6 = 1280
+
 // cardWait bounds the wait for a card that was just plugged in, and cardCheck is how often it is looked for.
 const (
 	cardWait  = 5 * time.Second
@@ -47,13 +50,9 @@ type Network struct {
 	mu    sync.Mutex
 	last  *applied       // guarded by mu: nil before the first request
 	found map[string]int // guarded by mu: this guest's number of each card, by the MAC address it was plugged with
-	left  *left          // guarded by mu: nil where somebody may have changed it since
-}
-
-// left is what there was when the guest was about to be saved. It need not be listed again when that wakes up.
-type left struct {
-	links     []rtnl.Link
-	addresses [][]byte
+	// left are the interfaces that there were when the guest was about to be saved. They need not be listed again when that
+	// wakes up; addresses must be, which routers may give to one that is turned on. Guarded by mu, nil once that is long ago.
+	left []rtnl.Link
 }
 
 // applied is what a request has set, with this guest's numbers of interfaces.
@@ -126,15 +125,8 @@ func (n *Network) Rest() error {
 		return err
 	}
 	defer conn.Close()
-	l := &left{}
-	if l.links, err = conn.Links(); err != nil {
-		return err
-	}
-	if l.addresses, err = listAddresses(conn); err != nil {
-		return err
-	}
-	n.left = l
-	return nil
+	n.left, err = conn.Links()
+	return err
 }
 
 // set sets up the interfaces that were found, in the order in which one thing needs the other.
@@ -218,7 +210,7 @@ type setter struct {
 	cards map[uint32]rtnl.Link // this guest's, by the host's number
 	found map[string]int       // numbers of this guest, as in Network
 	last  *applied             // what was set before
-	left  *left                // nil: to be listed
+	left  []rtnl.Link          // nil: to be listed
 	done  *applied             // what is set now
 }
 
@@ -253,9 +245,9 @@ func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 }
 
 // links lists the interfaces unless they are known.
-func (s *setter) links(known *left) ([]rtnl.Link, error) {
+func (s *setter) links(known []rtnl.Link) ([]rtnl.Link, error) {
 	if known != nil {
-		return known.links, nil
+		return known, nil
 	}
 	return s.conn.Links()
 }
@@ -263,13 +255,19 @@ func (s *setter) links(known *left) ([]rtnl.Link, error) {
 // match finds the card that was plugged with a MAC address, or the loopback interface. A card that was found before is
 // known by its number: it may have another address by now.
 func match(links []rtnl.Link, device []byte, found map[string]int) (rtnl.Link, bool) {
-	known := found[string(device)]
+	known, others := found[string(device)], map[int]bool{}
+	for other, index := range found {
+		others[index] = other != string(device)
+	}
 	for _, l := range links {
 		if l.Index == known {
 			return l, true
 		}
 	}
 	for _, l := range links {
+		if others[l.Index] { // whatever address it has by now
+			continue
+		}
 		if len(device) == 0 {
 			if l.Loopback() {
 				return l, true
@@ -394,8 +392,8 @@ func (s *setter) prepare(i *agentv1.Interface) error {
 	if i.GetUp() {
 		set |= syscall.IFF_UP
 	}
-	// It would make itself one when it is turned on, and that it is.
-	change.LinkLocal = l.NoLinkLocal && l.Up() && i.GetUp() && !i.GetNoLinkLocal()
+	// It would make itself one when it is turned on, and that it is. With packets too small IPv6 leaves it.
+	change.LinkLocal = l.NoLinkLocal && l.Up() && i.GetUp() && !i.GetNoLinkLocal() && i.GetMtu() >= leastIPv6
 	if err := s.turn(l, set, (syscall.IFF_NOARP|syscall.IFF_UP)&^set, change); err != nil {
 		return err
 	}

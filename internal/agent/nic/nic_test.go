@@ -60,6 +60,10 @@ func TestMatch(t *testing.T) {
 			t.Errorf("match(%x) = %d, %v, want %d", device, l.Index, ok, want)
 		}
 	}
+	given := []rtnl.Link{{Index: 3, MAC: mac}}
+	if l, ok := match(given, mac, map[string]int{"another": 3}); ok { // 3 has the address now, and is another card
+		t.Errorf("match of a card that is not there yet = %d", l.Index)
+	}
 	for known, want := range map[int]int{3: 3, 9: 4} { // one that is gone is looked for anew
 		if l, ok := match(links, mac, map[string]int{string(mac): known}); l.Index != want || !ok {
 			t.Errorf("match of a card that was number %d = %d, %v, want %d", known, l.Index, ok, want)

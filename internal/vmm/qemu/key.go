@@ -45,10 +45,10 @@ func (d *Driver) SnapshotKey(s vmm.Spec) (string, error) {
 	}
 	for _, nic := range s.NICs {
 		fact := nicFact{taps: make([]int, len(nic.Taps))}
-		for i := range fact.taps {
-			fact.taps[i] = 8 + i
+		if _, err := os.Stat(vmm.VhostNet); err == nil {
+			fact.vhosts = make([]int, len(nic.Taps))
 		}
-		f.nics = append(f.nics, fact)
+		f.nics = append(f.nics, fact) // descriptors are no part of a VM
 	}
 	hash := sha256.New()
 	fmt.Fprintf(hash, "%q\n", argv(s, f))
