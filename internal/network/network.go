@@ -9,6 +9,7 @@
 package network
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"net"
@@ -196,6 +197,9 @@ func (n *Network) look() ([]rtnl.Link, lists, error) {
 func (n *Network) bridge(l rtnl.Link) (_ vmm.NIC, err error) {
 	c := &card{index: l.Index, mtu: l.MTU, own: l.MAC, device: n.freeMAC(l.MAC)}
 	nic := vmm.NIC{Name: l.Name, MAC: c.device, MTU: vmm.MaxMTU} // what it is now may change
+	if usable(l.MAC) && bytes.Equal(c.device, vmm.SavedMAC) {
+		nic.Reset = l.MAC
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, c.undo.Clean())

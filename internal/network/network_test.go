@@ -265,6 +265,9 @@ func TestSavedCard(t *testing.T) {
 		if (i == 0) != (nic.MAC.String() == vmm.SavedMAC.String()) {
 			t.Errorf("card %d (%s) has %s", i, nic.Name, nic.MAC)
 		}
+		if (i == 0) != (nic.Reset != nil) || bytes.Equal(nic.Reset, vmm.SavedMAC) {
+			t.Errorf("card %d (%s) is reset to %s", i, nic.Name, nic.Reset)
+		}
 	}
 	if n.options.Saved {
 		t.Error("what is plugged in later would get it too")

@@ -119,7 +119,10 @@ type Share struct {
 type NIC struct {
 	Name string           // for messages
 	MAC  net.HardwareAddr // 6 bytes, of no group and not zero; no two cards of a VM share one
-	MTU  int              // most that the guest may set it to, in bytes of a packet less Ethernet's header: 68 to 65535
+	// Reset is the MAC address that a saved card has once the guest resets it, and that the monitor tells the network of
+	// when the VM continues; nil: MAC.
+	Reset net.HardwareAddr
+	MTU   int // most that the guest may set it to, in bytes of a packet less Ethernet's header: 68 to 65535
 	// Taps are the tap's queues, all open and attached, with IFF_VNET_HDR and IFF_NO_PI: packets begin with
 	// a struct virtio_net_hdr. More than one needs IFF_MULTI_QUEUE.
 	Taps []*os.File

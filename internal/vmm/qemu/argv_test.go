@@ -148,6 +148,7 @@ func TestArgvOfSnapshots(t *testing.T) {
 			s, f := spec(q35), tcg()
 			s.From = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256, Card: true}
 			s.NICs = append(savedCard(1), vmm.NIC{Name: "net1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, MTU: 1500})
+			s.NICs[0].Reset = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 			f.nics = []nicFact{{taps: []int{8}}, {taps: []int{9}}}
 			f.kernel, f.initrd, f.state, f.lent = 0, 0, 3, true
 			return s, f

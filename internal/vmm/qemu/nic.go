@@ -47,7 +47,11 @@ func (b *builder) nic(i int, nic vmm.NIC) {
 		back += ",vhost=on," + descriptors("vhostfd", f.vhosts)
 	}
 	b.add("-netdev", back)
-	card := fmt.Sprintf("netdev=net%d,mac=%s,status=off,host_mtu=%d,rx_queue_size=%d,tx_queue_size=%d", i, nic.MAC, nic.MTU, queueSize, queueSize)
+	mac := nic.MAC
+	if nic.Reset != nil {
+		mac = nic.Reset
+	}
+	card := fmt.Sprintf("netdev=net%d,mac=%s,status=off,host_mtu=%d,rx_queue_size=%d,tx_queue_size=%d", i, mac, nic.MTU, queueSize, queueSize)
 	if len(f.taps) > 1 {
 		card += ",mq=on"
 	}

@@ -142,10 +142,6 @@ func (m *machine) load(ctx context.Context, s vmm.Spec, fd int) error {
 	if err := m.withoutMemory(ctx); err != nil {
 		return err
 	}
-	// QEMU would tell the network of the card that it has moved, by the address that all saved cards have.
-	if err := m.qmp.execute(ctx, "migrate-set-parameters", map[string]int{"announce-rounds": 0}, nil); err != nil {
-		return err
-	}
 	if err := m.qmp.execute(ctx, "migrate-incoming", map[string]string{"uri": fmt.Sprintf("fd:%d", fd)}, nil); err != nil {
 		return err
 	}
