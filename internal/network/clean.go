@@ -22,12 +22,7 @@ const (
 // VM, leaves alone what belongs to one that runs, and may be called at any time. A namespace that is
 // gone has nothing left.
 func Clean(path string) error {
-	err := sys.InNetwork(path, func() error {
-		conn, err := rtnl.Open()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := inSpace(path, func(conn *rtnl.Conn) error {
 		for end := time.Now().Add(dyingWait); ; time.Sleep(dyingCheck) {
 			living, err := clean(conn)
 			if err != nil || !living || time.Now().After(end) {
@@ -43,6 +38,18 @@ func Clean(path string) error {
 		return fmt.Errorf("clean up network namespace %s: %w", path, err)
 	}
 	return nil
+}
+
+// inSpace calls f with a connection to the namespace at path, on a thread in it.
+func inSpace(path string, f func(*rtnl.Conn) error) error {
+	return sys.InNetwork(path, func() error {
+		conn, err := rtnl.Open()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		return f(conn)
+	})
 }
 
 // clean removes the filters whose taps are gone, and the qdiscs that were made for them. It tells whether there

@@ -109,12 +109,7 @@ func Attach(path string, o Options) (*Network, error) {
 // it cannot be looked at. It is a guess of what Attach will find.
 func HasCards(path string) bool {
 	found := false
-	err := sys.InNetwork(path, func() error {
-		conn, err := rtnl.Open()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := inSpace(path, func(conn *rtnl.Conn) error {
 		links, err := conn.Links()
 		found = slices.ContainsFunc(links, func(l rtnl.Link) bool {
 			return !l.Loopback() && l.Hardware == rtnl.Ethernet && !isTap(l)

@@ -14,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/sys/rtnl"
 	"husk.dev/husk/internal/testenv"
 	"husk.dev/husk/internal/vmm"
@@ -140,12 +139,7 @@ func TestCleanAfterDeath(t *testing.T) {
 func TestCleanAfterPart(t *testing.T) {
 	path, run := namespace(t, plain...)
 	before := run(look)
-	err := sys.InNetwork(path, func() error {
-		conn, err := rtnl.Open()
-		if err != nil {
-			return err
-		}
-		defer conn.Close()
+	err := inSpace(path, func(conn *rtnl.Conn) error {
 		links, err := conn.Links()
 		if err != nil {
 			return err

@@ -64,7 +64,7 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 	if plan.Network == ocispec.NetworkPath && s.config.Machine == machineAuto {
 		spec.Machine = machinePCI // interfaces may come and go
 	}
-	card := plan.Network == ocispec.NetworkPath && network.HasCards(plan.NetNS)
+	card := s.templated() && plan.Network == ocispec.NetworkPath && network.HasCards(plan.NetNS)
 	if key, from := s.findTemplate(spec, card); from != nil {
 		continued := spec
 		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)

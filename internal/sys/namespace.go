@@ -31,11 +31,11 @@ func InNetwork(path string, f func() error) error {
 func InNewNetwork(f func() error) error {
 	done := make(chan error, 1)
 	OwnThread(func() {
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("make network namespace: %w", err)
-			return
+		err := newNetwork("")
+		if err == nil {
+			err = f()
 		}
-		done <- f()
+		done <- err
 	})
 	return <-done
 }

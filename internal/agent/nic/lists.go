@@ -33,10 +33,10 @@ func (s *setter) card(index int) int {
 func same(index int) int { return index }
 
 // listed lists what there is of both families.
-func listed(conn *rtnl.Conn, kind int, copied func([]byte) []byte) ([][]byte, error) {
+func (s *setter) listed(kind int, copied func([]byte) []byte) ([][]byte, error) {
 	var all [][]byte
 	for _, family := range []uint8{syscall.AF_INET, syscall.AF_INET6} {
-		list, err := conn.List(kind, family, 0)
+		list, err := s.conn.List(kind, family, 0)
 		if err != nil {
 			return nil, err
 		}
@@ -68,7 +68,7 @@ func contains(list [][]byte, m []byte) bool {
 func (s *setter) addresses(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyAddress)
 	s.done.addresses = wanted
-	there, err := listed(s.conn, syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, same) })
+	there, err := s.listed(syscall.RTM_GETADDR, func(m []byte) []byte { return rtnl.CopyAddress(m, same) })
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ const noDAD = 2
 func (s *setter) routes(list [][]byte) error {
 	wanted := s.translate(list, rtnl.CopyRoute)
 	s.done.routes = wanted
-	there, err := listed(s.conn, syscall.RTM_GETROUTE, func(m []byte) []byte { return rtnl.CopyRoute(m, same) })
+	there, err := s.listed(syscall.RTM_GETROUTE, func(m []byte) []byte { return rtnl.CopyRoute(m, same) })
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func (s *setter) rules(list [][]byte) error {
 	if len(s.done.rules)+len(old) == 0 {
 		return nil
 	}
-	there, err := listed(s.conn, syscall.RTM_GETRULE, rtnl.CopyRule)
+	there, err := s.listed(syscall.RTM_GETRULE, rtnl.CopyRule)
 	if err != nil {
 		return err
 	}

@@ -218,10 +218,13 @@ type setter struct {
 func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 	ctx, cancel := context.WithTimeout(ctx, cardWait)
 	defer cancel()
-	for wait, known := time.Millisecond, s.left; ; wait, known = min(2*wait, cardCheck), nil {
-		links, err := s.links(known)
-		if err != nil {
-			return err
+	links := s.left
+	for wait := time.Millisecond; ; wait, links = min(2*wait, cardCheck), nil {
+		if links == nil {
+			var err error
+			if links, err = s.conn.Links(); err != nil {
+				return err
+			}
 		}
 		missing, found := "", map[string]int{}
 		for _, i := range wanted {
@@ -242,14 +245,6 @@ func (s *setter) find(ctx context.Context, wanted []*agentv1.Interface) error {
 			return fmt.Errorf("find interface %s: %w", missing, ErrNoCard)
 		}
 	}
-}
-
-// links lists the interfaces unless they are known.
-func (s *setter) links(known []rtnl.Link) ([]rtnl.Link, error) {
-	if known != nil {
-		return known, nil
-	}
-	return s.conn.Links()
 }
 
 // match finds the card that was plugged with a MAC address, or the loopback interface. A card that was found before is

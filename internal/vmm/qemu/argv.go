@@ -74,10 +74,10 @@ func argv(s vmm.Spec, f facts) []string {
 	}
 	// All above, the card of a saved VM, and the places of disks, are the same in that and in one that continues it.
 	// All else is not there yet when the guest wakes up, and it finds it by looking for new devices on the PCI bus.
-	nics := s.NICs
-	if s.Savable && len(nics) > 0 || s.From != nil && s.From.Card {
-		b.nic(0, nics[0])
-		nics = nics[1:]
+	saved := 0
+	if s.Savable && len(s.NICs) > 0 || s.From != nil && s.From.Card {
+		b.nic(0, s.NICs[0])
+		saved = 1
 	}
 	blocks := 0
 	for i, d := range s.Disks {
@@ -99,8 +99,8 @@ func argv(s vmm.Spec, f facts) []string {
 	for i, share := range s.Shares {
 		b.share(i, share)
 	}
-	for i, nic := range nics {
-		b.nic(len(s.NICs)-len(nics)+i, nic)
+	for i := saved; i < len(s.NICs); i++ {
+		b.nic(i, s.NICs[i])
 	}
 	if more := s.MemoryMiB - b.baseMiB(); more > 0 {
 		b.moreMemory(more)
