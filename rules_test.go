@@ -106,7 +106,7 @@ var layers = []layer{
 	},
 	{
 		[]string{"internal/control"},
-		[]string{"api/control/v1", "internal/cleanup", "internal/fdpass", "internal/logfile", "internal/sandbox", "internal/state", "internal/sys/..."},
+		[]string{"api/control/v1", "internal/cleanup", "internal/fdpass", "internal/logfile", "internal/sandbox", "internal/state", "internal/sys/...", "internal/tracing"},
 		"serves a sandbox, and is its client",
 	},
 	{
@@ -121,9 +121,13 @@ var layers = []layer{
 		[]string{"internal/shim"},
 		[]string{
 			"api/agent/v1", "api/cri/v1", "internal/cleanup", "internal/config", "internal/forward", "internal/hook", "internal/ocispec", "internal/sandbox",
-			"internal/state", "internal/sys/...",
+			"internal/state", "internal/sys/...", "internal/tracing",
 		},
 		"translates containerd's Task and Sandbox APIs for a sandbox that it owns; what makes one is given to it",
+	},
+	{
+		[]string{"internal/tracing"}, nil,
+		"sends what others do, and knows none of them",
 	},
 	{
 		[]string{"internal/seccomp"}, []string{"internal/child"},
@@ -148,7 +152,7 @@ var layers = []layer{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
 			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/forward", "internal/hook",
 			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/shim", "internal/state",
-			"internal/storage/...", "internal/sys/...", "internal/template", "internal/vmm",
+			"internal/storage/...", "internal/sys/...", "internal/template", "internal/tracing", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",
 	},
@@ -202,6 +206,8 @@ var keepers = []struct {
 	},
 	{"github.com/google/go-containerregistry", []string{"internal/image", "test/..."}, "", "images come from one place, and tests make some"},
 	{"github.com/spf13/cobra", []string{"internal/cli", "internal/manpages"}, "", "only the command layer is a command line"},
+	{"go.opentelemetry.io/otel/sdk", []string{"internal/tracing", "test/..."}, "", "one package knows where traces go; the others make spans"},
+	{"go.opentelemetry.io/otel/exporters", []string{"internal/tracing", "test/..."}, "", "one package knows where traces go; the others make spans"},
 	{"github.com/BurntSushi/toml", []string{"internal/config"}, "", "one package reads configuration"},
 }
 

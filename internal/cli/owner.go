@@ -20,6 +20,7 @@ import (
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
+	"husk.dev/husk/internal/tracing"
 )
 
 // answerWait bounds how long an owner whose VM is gone waits for clients to take their answers.
@@ -37,6 +38,7 @@ func (a *App) ownerCommand() *cobra.Command {
 
 func (a *App) own(id string) error {
 	log := a.ownerLogger()
+	defer tracing.Start("husk", a.version, log)()
 	// What ends an owner is its VM's end; a signal from outside ends the VM in good order.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)

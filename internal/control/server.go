@@ -24,6 +24,7 @@ import (
 	"husk.dev/husk/internal/logfile"
 	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/tracing"
 )
 
 const (
@@ -58,7 +59,7 @@ type descriptor struct {
 // guest.
 func NewServer(s *sandbox.Sandbox, dir func(id string) (*state.Dir, error), program func() ([]byte, error)) (*Server, error) {
 	server := &Server{sandbox: s, dir: dir, program: program, sent: map[string]*descriptor{}}
-	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(counter{server}))
+	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(counter{server}), ttrpc.WithUnaryServerInterceptor(tracing.Interceptor()))
 	if err != nil {
 		return nil, fmt.Errorf("make control server: %w", err)
 	}

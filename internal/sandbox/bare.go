@@ -26,7 +26,7 @@ func bundleOf(r CreateRequest) (*ocispec.Bundle, error) {
 // makePod has the agent make what the containers of a pod will share. In the place of a first container there is then
 // one that has no process, and that runs for as long as the VM does.
 func (s *Sandbox) makePod(ctx context.Context, c *container, plan *ocispec.Plan) error {
-	defer s.timing.begin("make pod")()
+	defer s.timing.begin(ctx, "make pod")()
 	ctx, cancel := guest.Bound(ctx)
 	defer cancel()
 	l := plan.Spec.Linux

@@ -65,7 +65,7 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 		spec.Machine = machinePCI // interfaces may come and go
 	}
 	card := s.templated() && plan.Network == ocispec.NetworkPath && network.HasCards(plan.NetNS)
-	if key, from := s.findTemplate(spec, card); from != nil {
+	if key, from := s.findTemplate(ctx, spec, card); from != nil {
 		continued := spec
 		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
 		a := newAttempt()
@@ -88,7 +88,7 @@ func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan,
 // takeTurn waits until fewer VMs are starting than keep all processors busy: side by side they would only get in each
 // other's way, and the first be ready when the last is. A start that gets no turn is made without.
 func (s *Sandbox) takeTurn(ctx context.Context) (release func()) {
-	defer s.timing.begin("wait for turn")()
+	defer s.timing.begin(ctx, "wait for turn")()
 	ctx, cancel := context.WithTimeout(ctx, turnWait)
 	defer cancel()
 	release, err := turn.Queue{Dir: s.config.TurnsDir(), Places: runtime.NumCPU() + 1, Hold: turnHold}.Take(ctx)
@@ -139,11 +139,11 @@ type absence struct {
 
 // findTemplate returns the template for a VM like spec, nil where there is none to start from. A VM with network cards
 // does with a template that has none, and finds them like any other new device.
-func (s *Sandbox) findTemplate(spec vmm.Spec, card bool) (key string, from *vmm.Snapshot) {
+func (s *Sandbox) findTemplate(ctx context.Context, spec vmm.Spec, card bool) (key string, from *vmm.Snapshot) {
 	if !s.templated() {
 		return "", nil
 	}
-	defer s.timing.begin("find template")()
+	defer s.timing.begin(ctx, "find template")()
 	spec.Machine = machinePCI
 	key, from = s.lookForTemplate(spec, card)
 	if from == nil && card {
@@ -227,7 +227,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	if err != nil {
 		return nil, err
 	}
-	if err := s.lendNetwork(a, c, plan, &spec); err != nil {
+	if err := s.lendNetwork(ctx, a, c, plan, &spec); err != nil {
 		return nil, err
 	}
 	if err := s.lendUserNetwork(ctx, a, c, plan, r, &spec); err != nil {
@@ -238,7 +238,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 		return nil, err
 	}
 	a.ready = true
-	end := s.timing.begin("start VMM")
+	end := s.timing.begin(ctx, "start VMM")
 	starting, cancel := context.WithTimeout(ctx, s.patience(spec))
 	vm, err := s.options.Driver.Start(starting, spec)
 	cancel()
@@ -277,7 +277,7 @@ func (s *Sandbox) connect(ctx context.Context, a *attempt, vm vmm.VM, spec vmm.S
 	if spec.From != nil {
 		phase = "wake guest"
 	}
-	defer s.timing.begin(phase)()
+	defer s.timing.begin(ctx, phase)()
 	waiting, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	stop := make(chan struct{})

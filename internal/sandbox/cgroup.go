@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"os"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -13,11 +14,11 @@ import (
 // joinCgroup puts this process, with all that it starts from now on, and the process that stands for the container
 // into the control group that the configuration names. Where that cannot be done the container runs
 // without: no limit of the container's depends on it.
-func (s *Sandbox) joinCgroup(c *container, plan *ocispec.Plan, r CreateRequest) error {
+func (s *Sandbox) joinCgroup(ctx context.Context, c *container, plan *ocispec.Plan, r CreateRequest) error {
 	if !hostcgroup.Usable(plan.CgroupsPath) {
 		return nil
 	}
-	defer s.timing.begin("join cgroup")()
+	defer s.timing.begin(ctx, "join cgroup")()
 	c.mu.Lock()
 	c.record.Cgroup = plan.CgroupsPath // before there is anything to remove
 	err := c.save()

@@ -171,7 +171,7 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	s.mu.Lock()
 	s.remove = r.AutoRemove
 	s.mu.Unlock()
-	plan, size, err := s.plan(r)
+	plan, size, err := s.plan(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -182,7 +182,7 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	s.mu.Lock()
 	s.pod.first, s.pod.plan, s.pod.size = c, plan, size
 	s.mu.Unlock()
-	if err := s.joinCgroup(c, plan, r); err != nil {
+	if err := s.joinCgroup(ctx, c, plan, r); err != nil {
 		return err
 	}
 	defer s.takeTurn(ctx)()
@@ -281,8 +281,8 @@ func (s *Sandbox) add(c *container) error {
 }
 
 // plan checks the configuration and decides what the guest gets.
-func (s *Sandbox) plan(r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
-	defer s.timing.begin("plan")()
+func (s *Sandbox) plan(ctx context.Context, r CreateRequest) (*ocispec.Plan, ocispec.Size, error) {
+	defer s.timing.begin(ctx, "plan")()
 	bundle, err := bundleOf(r)
 	if err != nil {
 		return nil, ocispec.Size{}, err
@@ -322,7 +322,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	}
 	ctx, cancel := guest.Bound(ctx)
 	defer cancel()
-	defer s.timing.begin("create container")()
+	defer s.timing.begin(ctx, "create container")()
 	streams, names, err := openStreams(ctx, s.client(), r.Stdio)
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ func (s *Sandbox) setNetwork(ctx context.Context, a *attempt, vm vmm.VM) error {
 	if a.network == nil && a.user == nil {
 		return nil
 	}
-	defer s.timing.begin("set up guest network")()
+	defer s.timing.begin(ctx, "set up guest network")()
 	if a.user != nil {
 		return plugger{client: s.client()}.SetNetwork(ctx, a.user.Guest)
 	}

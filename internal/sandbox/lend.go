@@ -31,7 +31,7 @@ const hangUpWait = 500 * time.Millisecond
 
 // lend adds to spec the disks and shares that the container needs, and says what its root is made of.
 func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, r CreateRequest, spec *vmm.Spec) (*agentv1.Rootfs, error) {
-	defer s.timing.begin("lend files")()
+	defer s.timing.begin(ctx, "lend files")()
 	root := &agentv1.Rootfs{}
 	if r.Root != nil {
 		var err error

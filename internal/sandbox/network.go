@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -16,11 +17,11 @@ import (
 var errHostNetwork = errors.New("the configuration has no network namespace, which asks for the host's network: a virtual machine cannot have that (add the namespace to linux.namespaces, or set host_network to \"user\" in husk's configuration for user-mode networking)")
 
 // lendNetwork takes over the interfaces of the container's network namespace and gives the VM cards for them.
-func (s *Sandbox) lendNetwork(a *attempt, c *container, plan *ocispec.Plan, spec *vmm.Spec) error {
+func (s *Sandbox) lendNetwork(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan, spec *vmm.Spec) error {
 	if plan.Network != ocispec.NetworkPath {
 		return nil
 	}
-	defer s.timing.begin("attach network")()
+	defer s.timing.begin(ctx, "attach network")()
 	c.mu.Lock()
 	c.record.NetNS = plan.NetNS // before there is anything to clean up
 	err := c.save()

@@ -24,7 +24,7 @@ func (s *Sandbox) Start(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	defer s.timing.begin("container start")()
+	defer s.timing.begin(ctx, "container start")()
 	return c.change("start", state.Created, state.Running, func() error {
 		ctx, cancel := bound(ctx)
 		defer cancel()

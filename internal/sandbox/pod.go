@@ -131,7 +131,7 @@ func (s *Sandbox) makeMember(ctx context.Context, r CreateRequest) error {
 // prepareMember plans a further container and lends it what it needs of the host, from the files that its maker sees:
 // engines mount roots where this process does not.
 func (s *Sandbox) prepareMember(ctx context.Context, c *container, r CreateRequest) (plan *ocispec.Plan, err error) {
-	defer s.timing.begin("lend files")()
+	defer s.timing.begin(ctx, "lend files")()
 	if r.MountNS == "" {
 		r.MountNS = "/proc/thread-self/ns/mnt"
 	}

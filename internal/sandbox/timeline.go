@@ -1,10 +1,13 @@
 package sandbox
 
 import (
+	"context"
 	"strings"
 	"sync"
 	"time"
 	"unicode"
+
+	"go.opentelemetry.io/otel"
 )
 
 // Phase is one step of a container's start or end.
@@ -19,10 +22,12 @@ type timeline struct {
 	phases []Phase
 }
 
-// begin starts a phase; the returned function ends it.
-func (t *timeline) begin(name string) (end func()) {
+// begin starts a phase of the request that ctx is of, and a span in its trace; the returned function ends both.
+func (t *timeline) begin(ctx context.Context, name string) (end func()) {
 	start := time.Now()
+	_, span := otel.Tracer("husk.dev/husk/internal/sandbox").Start(ctx, name)
 	return func() {
+		span.End()
 		t.mu.Lock()
 		defer t.mu.Unlock()
 		t.phases = append(t.phases, Phase{Name: name, Start: start, End: time.Now()})

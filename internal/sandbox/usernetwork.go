@@ -58,7 +58,7 @@ func (s *Sandbox) lendUserNetwork(ctx context.Context, a *attempt, c *container,
 	if plan.Network != ocispec.NetworkHost {
 		return nil
 	}
-	defer s.timing.begin("start user-mode network")()
+	defer s.timing.begin(ctx, "start user-mode network")()
 	ports, err := s.userPorts(r)
 	if err != nil {
 		return err

@@ -13,11 +13,15 @@ import (
 
 	task "github.com/containerd/containerd/api/runtime/task/v2"
 	"github.com/containerd/ttrpc"
+	"go.opentelemetry.io/otel/attribute"
+	semconv "go.opentelemetry.io/otel/semconv/v1.43.0"
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	"husk.dev/husk/internal/sys"
+	"husk.dev/husk/internal/tracing"
 )
 
 const (
@@ -44,6 +48,7 @@ func (p Program) serve(a arguments) error {
 	if err != nil {
 		return err
 	}
+	defer tracing.Start(Name, p.Version, log)()
 	syscall.CloseOnExec(inheritedMounts)
 	file := os.NewFile(inheritedSocket, "listener")
 	listener, err := net.FileListener(file)
@@ -59,7 +64,7 @@ func (p Program) serve(a arguments) error {
 		s.engine = engineMounts
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
-		ttrpc.WithUnaryServerInterceptor(s.intercept))
+		ttrpc.WithChainUnaryServerInterceptor(tracing.Interceptor(), s.intercept))
 	if err != nil {
 		return fmt.Errorf("make task server: %w", err)
 	}
@@ -170,8 +175,23 @@ func method[T, R any, P message[T]](f func(context.Context, P) (*R, error)) ttrp
 		if err := unmarshal(&request); err != nil {
 			return nil, err
 		}
+		trace.SpanFromContext(ctx).SetAttributes(about(&request)...)
 		return f(ctx, &request)
 	}
+}
+
+// about is what a trace says of a request.
+func about(request any) (all []attribute.KeyValue) {
+	if r, ok := request.(interface{ GetID() string }); ok {
+		all = append(all, semconv.ContainerID(r.GetID()))
+	}
+	if r, ok := request.(interface{ GetExecID() string }); ok && r.GetExecID() != "" {
+		all = append(all, attribute.String("husk.exec.id", r.GetExecID()))
+	}
+	if r, ok := request.(interface{ GetSandboxID() string }); ok {
+		all = append(all, attribute.String("husk.sandbox.id", r.GetSandboxID()))
+	}
+	return all
 }
 
 // register serves the Task API. Versions 2 and 3 have the same messages under two names.
