@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -27,9 +28,10 @@ const (
 // stepPods makes and removes pods with one container each, by containerd: one, and many at once. Once it looks at what an
 // idle pod uses.
 func stepPods(ctx context.Context, s *session, rt Runtime, note add) error {
-	if filepath.Base(rt.Command[0]) == "runsc" {
-		// Started by runc's shim, as other runtimes are, it waits for ever in the second container of a pod.
-		return errors.New("its pods need a shim of its own, which is not called here")
+	if isRunsc(rt) {
+		if _, err := exec.LookPath(runscShim); err != nil {
+			return fmt.Errorf("its pods need gVisor's shim: %w", err)
+		}
 	}
 	id, took, err := s.pods.run(ctx, rt)
 	if err != nil {

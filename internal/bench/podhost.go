@@ -26,7 +26,8 @@ const (
 	podEnd          = time.Minute // for the removal of a pod, after an interrupt too
 	podImage        = "bench.test/busybox:1"
 	huskShim        = "containerd-shim-husk-v2"
-	cniCache        = "/var/lib/cni" // of containerd, which cannot be told another place
+	runscShim       = "containerd-shim-runsc-v1" // gVisor's; started by runc's, runsc waits for ever in a pod's second container
+	cniCache        = "/var/lib/cni"             // of containerd, which cannot be told another place
 )
 
 // podHost is a containerd of the session's own, with network, mounts, IPC and host name of its own: /run is empty there, and
@@ -145,6 +146,11 @@ func (h *podHost) runtime(rt Runtime) (string, error) {
 		return fmt.Sprintf("%s]\n  runtime_type = \"io.containerd.husk.v2\"\n%s.options]\n  TypeUrl = \"runtimeoptions.v1.Options\"\n  ConfigPath = %q\n",
 			table, table, rt.Config), nil
 	}
+	if isRunsc(rt) {
+		file := h.s.path("pods", rt.Name+".toml")
+		return fmt.Sprintf("%s]\n  runtime_type = \"io.containerd.runsc.v1\"\n%s.options]\n  TypeUrl = \"io.containerd.runsc.v1.options\"\n  ConfigPath = %q\n",
+			table, table, file), os.WriteFile(file, []byte(runscConfig(rt, h.s.path("pods/runtime", rt.Name))), 0o600)
+	}
 	binary := rt.Command[0]
 	if len(rt.Command) > 1 {
 		binary = h.s.path("pods/bin", rt.Name)
@@ -155,6 +161,23 @@ func (h *podHost) runtime(rt Runtime) (string, error) {
 	}
 	return fmt.Sprintf("%s]\n  runtime_type = \"io.containerd.runc.v2\"\n%s.options]\n  BinaryName = %q\n  Root = %q\n",
 		table, table, binary, h.s.path("pods/runtime", rt.Name)), nil
+}
+
+// isRunsc tells whether a runtime is gVisor's, whatever it is called here.
+func isRunsc(rt Runtime) bool { return filepath.Base(rt.Command[0]) == "runsc" }
+
+// runscConfig is the configuration of gVisor's shim that has it call runsc with the flags of rt (gvisor.dev, "Configuring
+// the containerd shim").
+func runscConfig(rt Runtime, root string) string {
+	text := fmt.Sprintf("binary_name = %q\nroot = %q\n[runsc_config]\n", rt.Command[0], root)
+	for _, flag := range rt.Command[1:] {
+		name, value, valued := strings.Cut(strings.TrimLeft(flag, "-"), "=")
+		if !valued {
+			value = "true"
+		}
+		text += fmt.Sprintf("  %q = %q\n", name, value)
+	}
+	return text
 }
 
 func (h *podHost) socket() string { return h.s.path("pods.sock") }
