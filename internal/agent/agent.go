@@ -71,7 +71,8 @@ type Agent struct {
 	resting chan struct{} // closed by Rest
 	idle    *time.Timer   // gives memory back after a time in which no process ended
 
-	network nic.Network
+	network  nic.Network
+	returned returned
 
 	mu sync.Mutex
 	// containers by id; nil while one is being made. order lists them by creation. Guarded by mu.

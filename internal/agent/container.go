@@ -157,6 +157,9 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if err := a.mounts.Hold(spec.Sources(r.GetSpec()), &undo); err != nil {
 		return nil, fmt.Errorf("open a mount's source: %w", err)
 	}
+	if r.GetReportMounts() {
+		a.reportMounts()
+	}
 	if c.root, err = a.mounts.Assemble(ctx, r.GetRootfs()); err != nil {
 		return nil, err
 	}

@@ -76,6 +76,7 @@ func (a *Agent) follow(container, exec string, all *processes, started runner.Pr
 		before(s)
 	}
 	all.remove(exec)
+	a.tellMounts()
 	a.events.push(&agentv1.Event{Container: container, Exec: exec, Event: &agentv1.Event_Exit{
 		Exit: &agentv1.Exit{Status: s.Code, TimeUnixNanos: s.Time.UnixNano()},
 	}})

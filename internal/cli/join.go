@@ -146,5 +146,6 @@ func (a *App) clearRetired(record state.Container) error {
 		return err
 	}
 	a.clearHost(first)
+	a.clearMounts(dir)
 	return dir.Remove()
 }

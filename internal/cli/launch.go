@@ -19,7 +19,9 @@ import (
 	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/network"
+	"husk.dev/husk/internal/sandbox"
 	"husk.dev/husk/internal/state"
+	"husk.dev/husk/internal/storage"
 	"husk.dev/husk/internal/sys"
 )
 
@@ -28,6 +30,7 @@ const (
 	ownerRPC = 3 + iota
 	ownerFiles
 	ownerLifeline
+	ownerMounts // the mount namespace of who makes the container
 )
 
 // specFile is the container's configuration in the state directory.
@@ -133,11 +136,17 @@ func (l *launch) startOwner() error {
 	}
 	defer theirs.Close()
 
+	mounts, err := os.Open("/proc/self/ns/mnt")
+	if err != nil {
+		ours.Close()
+		return err
+	}
+	defer mounts.Close()
 	cmd := exec.Command("/proc/self/exe", l.app.hidden("owner", l.dir.ID())...)
 	cmd.Args[0] = "husk"
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.ExtraFiles = []*os.File{ownerRPC - 3: rpc, ownerFiles - 3: files, ownerLifeline - 3: theirs}
+	cmd.ExtraFiles = []*os.File{ownerRPC - 3: rpc, ownerFiles - 3: files, ownerLifeline - 3: theirs, ownerMounts - 3: mounts}
 	// The owner's mounts are its own: nobody else sees them, and they go with it.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_NEWNS}
 	if err := cmd.Start(); err != nil {
@@ -191,10 +200,20 @@ func (l *launch) forget() error {
 // clear removes what is kept of a container outside of its state directory, once nothing of it runs.
 func (a *App) clear(id string, record state.Container) error {
 	a.clearHost(record)
+	if dir, err := a.open(id); err == nil {
+		a.clearMounts(dir)
+	}
 	if err := os.RemoveAll(a.config.ContainerDir(id)); err != nil {
 		return fmt.Errorf("remove the container's data: %w", err)
 	}
 	return nil
+}
+
+// clearMounts ends what the guest of a VM with that directory has mounted on the host.
+func (a *App) clearMounts(dir *state.Dir) {
+	if err := storage.Unmirror(dir.Path(sandbox.MountsFile)); err != nil {
+		a.warn("%v", err)
+	}
 }
 
 // clearHost removes what an owner that was killed has left on the host.

@@ -110,6 +110,8 @@ func (a *App) box(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) {
 	if err != nil {
 		return nil, err
 	}
+	syscall.CloseOnExec(ownerMounts)
+	options.HostMounts = fmt.Sprintf("/proc/self/fd/%d", ownerMounts)
 	options.OutOfMemory = func(id string, e sandbox.Engine) { tellOutOfMemory(id, e, log) }
 	return sandbox.New(options), nil
 }

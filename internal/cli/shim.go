@@ -40,7 +40,7 @@ func (a *App) host() (*shim.Host, error) {
 		Config: a.config,
 		Sandbox: func(dir *state.Dir, keep bool, log *slog.Logger) (*sandbox.Sandbox, error) {
 			options, err := a.boxOptions(dir, log)
-			options.Keep = keep
+			options.Keep, options.HostMounts = keep, shim.EngineMounts
 			options.OutOfMemory = func(id string, e sandbox.Engine) { tellOutOfMemory(id, e, log) }
 			return sandbox.New(options), err
 		},

@@ -84,8 +84,7 @@ func (p *Plan) planBind(m *specs.Mount, bundle, name string, o PlanOptions) erro
 func (p *Plan) mountsBelow(m *specs.Mount, share *SharedPath) error {
 	switch {
 	case has(m.Options, "rshared"), has(m.Options, "shared"):
-		p.warn("mount %q: what the container mounts there is not seen on the host", m.Destination)
-		share.Follow = true
+		share.Follow, share.Return = true, !share.IsFile
 	case has(m.Options, "rslave"), has(m.Options, "slave"):
 		share.Follow = true
 	}

@@ -62,6 +62,7 @@ type SharedPath struct {
 	IsFile    bool   // anything but a directory
 	TopOnly   bool   // ReadOnly is not for what is mounted below it
 	Follow    bool   // what is mounted below it later shows, too
+	Return    bool   // what the guest mounts below it shows on the host
 	// UIDs and GIDs are mappings of the owners of files, outer ids being those of the guest; none: as they are.
 	UIDs, GIDs []specs.LinuxIDMapping
 }

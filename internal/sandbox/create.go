@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -331,6 +332,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start, SeccompFilter: filter}
 	if len(plan.Shares) > 0 {
 		request.Shares = []string{storage.ShareTag}
+		request.ReportMounts = slices.ContainsFunc(plan.Shares, func(share ocispec.SharedPath) bool { return share.Return })
 	}
 	for _, m := range plan.Memory {
 		request.Memory = append(request.Memory, &agentv1.Memory{Name: m.GuestName, Bytes: m.Bytes})

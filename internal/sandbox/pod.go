@@ -221,7 +221,7 @@ func (s *Sandbox) lendMember(c *container, plan *ocispec.Plan, copies []*storage
 func copiesOf(shares []ocispec.SharedPath) (copies []*storage.Copy, err error) {
 	for _, share := range shares {
 		one, err := storage.CopyOf(share.HostPath, storage.How{
-			ReadOnly: share.ReadOnly, Recursive: share.Recursive, TopOnly: share.TopOnly, Follow: share.Follow,
+			ReadOnly: share.ReadOnly, Recursive: share.Recursive, TopOnly: share.TopOnly, Follow: share.Follow, Return: share.Return,
 			UIDs: idMaps(share.UIDs), GIDs: idMaps(share.GIDs),
 		})
 		if err != nil {

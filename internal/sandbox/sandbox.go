@@ -56,6 +56,9 @@ type Options struct {
 	// container is told; nil: nobody does. It is called at most once at a time and a second for one container, whose end waits
 	// for it a little.
 	OutOfMemory func(id string, engine Engine)
+	// HostMounts is the path of the mount namespace in which the host sees what containers mount where that is to come back
+	// ("rshared"); "": nowhere.
+	HostMounts string
 	// Keep has the VM outlive its last container, until End.
 	Keep bool
 	Log  *slog.Logger
@@ -70,6 +73,8 @@ type Sandbox struct {
 
 	config config.Config // options.Config with the container's annotations; written before the VM is started
 	wanted []absence     // the templates that were not there, the best first, as config
+
+	grumbles int // see grumble
 
 	mu         sync.Mutex // guards the fields below
 	vm         vmm.VM
@@ -239,6 +244,8 @@ func (s *Sandbox) handle(event *agentv1.Event) {
 		if c != nil {
 			c.outOfMemory()
 		}
+	case *agentv1.Event_Mounts:
+		s.mirror(e.Mounts)
 	}
 }
 

@@ -61,7 +61,7 @@ func (p Program) serve(a arguments) error {
 		socket: listener.Addr().String(), events: newPublisher(os.Getenv(EventsEnv), a.namespace, log), end: make(chan struct{}),
 	}
 	if s.events.address == "" { // CRI-O mounts roots itself; containerd has the shim do it
-		s.engine = engineMounts
+		s.engine = EngineMounts
 	}
 	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()),
 		ttrpc.WithChainUnaryServerInterceptor(tracing.Interceptor(), s.intercept))

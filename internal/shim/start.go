@@ -29,12 +29,14 @@ const serveAction = "serve"
 const (
 	// inheritedSocket is the descriptor that it finds its listener at.
 	inheritedSocket = 3
-	// inheritedMounts is that of its caller's mount namespace, and engineMounts its path.
+	// inheritedMounts is that of its caller's mount namespace.
 	inheritedMounts = 4
-	engineMounts    = "/proc/self/fd/4"
 	// dialWait bounds the look for a shim that listens already.
 	dialWait = time.Second
 )
+
+// EngineMounts is the path, in a shim that serves, of the mount namespace of the engine that started it.
+const EngineMounts = "/proc/self/fd/4" // inheritedMounts
 
 // start finds the shim of the container's pod, or of another one whose namespaces it joins, or makes one for it, and tells
 // containerd where it listens.

@@ -387,12 +387,6 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
-func TestUnescape(t *testing.T) {
-	if got := unescape(`/a\040b\134\011`); got != "/a b\\\t" {
-		t.Errorf("unescape = %q", got)
-	}
-}
-
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(`{"version":1,"id":"c","status":"running","owner":{"pid":1,"start":2}}`))
 	f.Add([]byte(`{"version":1,"id":"c","poststop":[{"path":"/h"}]}`))

@@ -28,6 +28,8 @@ type How struct {
 	TopOnly bool
 	// Follow has the guest see what is mounted below it later, too.
 	Follow bool
+	// Return has the host see what the guest mounts below it, see Mirror.
+	Return bool
 	// UIDs and GIDs show the owners of files as they map them; none of them: as they are.
 	UIDs, GIDs []syscall.SysProcIDMap
 }
@@ -124,7 +126,7 @@ func (t *Tree) Give(name string) error {
 		return nil
 	}
 	delete(t.lent, name)
-	if err := t.remove(name); err != nil {
+	if err := errors.Join(t.unmirrorPart(name), t.remove(name)); err != nil {
 		return fmt.Errorf("remove share %q: %w", name, err)
 	}
 	delete(t.names, name)

@@ -28,12 +28,16 @@ type Tree struct {
 	names map[string]bool
 	lent  map[string]*lent // those of names that Lend gave out
 	next  int              // the last number that Lend gave out for a name
+
+	host     string              // path of the mount namespace that Mirror mounts in; "": it does nothing
+	mirrored map[string]mirrored // by the target
 }
 
 // NewTree makes a tree at dir, which is created. The process must have a mount namespace of its own (it
 // was started with CLONE_NEWNS and called sys.PrivateMounts), so that nobody else sees the tree and it
-// is gone, however the process ends. Close undoes NewTree and all that was added.
-func NewTree(dir string) (*Tree, error) {
+// is gone, however the process ends. host is the path of the mount namespace that Mirror mounts in, "" for none. Close undoes
+// NewTree and all that was added.
+func NewTree(dir, host string) (*Tree, error) {
 	if err := ownMounts(); err != nil {
 		return nil, fmt.Errorf("make share tree: %w", err)
 	}
@@ -56,7 +60,9 @@ func NewTree(dir string) (*Tree, error) {
 		}
 		return nil, fmt.Errorf("make share tree: %w", errors.Join(err, sys.Unmount(dir), os.Remove(dir)))
 	}
-	return &Tree{path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}}, nil
+	return &Tree{
+		path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}, host: host, mirrored: map[string]mirrored{},
+	}, nil
 }
 
 // ownMounts refuses to go on in the mount namespace of the parent process or of the host's init: the
@@ -129,7 +135,7 @@ func (t *Tree) Close() error {
 	if t.dir == nil {
 		return nil
 	}
-	var errs []error
+	errs := []error{t.unmirrorPart("")}
 	for name := range t.names {
 		errs = append(errs, t.remove(name))
 	}

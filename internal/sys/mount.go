@@ -32,6 +32,11 @@ func CloneMount(path string, recursive bool, flags MountFlags) (*os.File, error)
 		return nil, &os.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer unix.Close(source)
+	return cloneMount(source, path, recursive, flags)
+}
+
+// cloneMount is CloneMount for an open file or directory.
+func cloneMount(source int, path string, recursive bool, flags MountFlags) (*os.File, error) {
 	open, attr := uint(unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC), uint(unix.AT_EMPTY_PATH)
 	if recursive {
 		open |= unix.AT_RECURSIVE

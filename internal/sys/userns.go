@@ -1,12 +1,10 @@
 package sys
 
 import (
-	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
 	"syscall"
 )
 
@@ -31,23 +29,4 @@ func NewUserNS(uids, gids []syscall.SysProcIDMap) (*os.File, error) {
 		return nil, fmt.Errorf("open user namespace: %w", err)
 	}
 	return ns, nil
-}
-
-// MountsBelow tells whether anything is mounted below the directory path, which has no symlinks, as this thread sees it.
-func MountsBelow(path string) (bool, error) {
-	table, err := os.Open("/proc/thread-self/mountinfo")
-	if err != nil {
-		return false, fmt.Errorf("look at mounts: %w", err)
-	}
-	defer table.Close()
-	// Spaces and the like are written as octal numbers there, proc(5).
-	escaped := strings.NewReplacer("\\", `\134`, " ", `\040`, "\t", `\011`, "\n", `\012`).Replace(strings.TrimSuffix(path, "/")) + "/"
-	lines := bufio.NewScanner(table)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		if fields := strings.Fields(lines.Text()); len(fields) > 4 && strings.HasPrefix(fields[4], escaped) {
-			return true, nil
-		}
-	}
-	return false, lines.Err()
 }

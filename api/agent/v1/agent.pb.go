@@ -807,7 +807,9 @@ type CreateContainerRequest struct {
 	// container that named them.
 	Memory []*Memory `protobuf:"bytes,8,rep,name=memory,proto3" json:"memory,omitempty"`
 	// The block devices of spec that are disks of the guest. Others are refused.
-	Devices       []*BlockDevice `protobuf:"bytes,9,rep,name=devices,proto3" json:"devices,omitempty"`
+	Devices []*BlockDevice `protobuf:"bytes,9,rep,name=devices,proto3" json:"devices,omitempty"`
+	// From now on events tell what the guest's containers mount below parts of shares (Mounts).
+	ReportMounts  bool `protobuf:"varint,10,opt,name=report_mounts,json=reportMounts,proto3" json:"report_mounts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -903,6 +905,13 @@ func (x *CreateContainerRequest) GetDevices() []*BlockDevice {
 		return x.Devices
 	}
 	return nil
+}
+
+func (x *CreateContainerRequest) GetReportMounts() bool {
+	if x != nil {
+		return x.ReportMounts
+	}
+	return false
 }
 
 // BlockDevice says which disk spec means by a number.
@@ -2307,6 +2316,7 @@ type Event struct {
 	//
 	//	*Event_Exit
 	//	*Event_Oom
+	//	*Event_Mounts
 	Event         isEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2381,6 +2391,15 @@ func (x *Event) GetOom() *OOM {
 	return nil
 }
 
+func (x *Event) GetMounts() *Mounts {
+	if x != nil {
+		if x, ok := x.Event.(*Event_Mounts); ok {
+			return x.Mounts
+		}
+	}
+	return nil
+}
+
 type isEvent_Event interface {
 	isEvent_Event()
 }
@@ -2393,9 +2412,15 @@ type Event_Oom struct {
 	Oom *OOM `protobuf:"bytes,4,opt,name=oom,proto3,oneof"`
 }
 
+type Event_Mounts struct {
+	Mounts *Mounts `protobuf:"bytes,5,opt,name=mounts,proto3,oneof"`
+}
+
 func (*Event_Exit) isEvent_Event() {}
 
 func (*Event_Oom) isEvent_Event() {}
+
+func (*Event_Mounts) isEvent_Event() {}
 
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2485,6 +2510,106 @@ func (*OOM) Descriptor() ([]byte, []int) {
 	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
+// Mounts are all mounts of parts of shares that containers have made below others that propagate theirs
+// (mount_namespaces(7)), in the order of the kernel's table; at most 1,024. The event comes when they have changed, and before
+// the exit of the process that changed them. It names no container.
+type Mounts struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	All           []*Mounted             `protobuf:"bytes,1,rep,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mounts) Reset() {
+	*x = Mounts{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mounts) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mounts) ProtoMessage() {}
+
+func (x *Mounts) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mounts.ProtoReflect.Descriptor instead.
+func (*Mounts) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *Mounts) GetAll() []*Mounted {
+	if x != nil {
+		return x.All
+	}
+	return nil
+}
+
+// Mounted has paths below ShareDir.
+type Mounted struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Target        string                 `protobuf:"bytes,1,opt,name=target,proto3" json:"target,omitempty"`
+	Source        string                 `protobuf:"bytes,2,opt,name=source,proto3" json:"source,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Mounted) Reset() {
+	*x = Mounted{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Mounted) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Mounted) ProtoMessage() {}
+
+func (x *Mounted) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Mounted.ProtoReflect.Descriptor instead.
+func (*Mounted) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *Mounted) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *Mounted) GetSource() string {
+	if x != nil {
+		return x.Source
+	}
+	return ""
+}
+
 var File_api_agent_v1_agent_proto protoreflect.FileDescriptor
 
 const file_api_agent_v1_agent_proto_rawDesc = "" +
@@ -2551,7 +2676,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tIDMapping\x12\x14\n" +
 	"\x05inner\x18\x01 \x01(\rR\x05inner\x12\x14\n" +
 	"\x05outer\x18\x02 \x01(\rR\x05outer\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\rR\x06length\"\xd1\x02\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\xf6\x02\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2561,7 +2686,9 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x05start\x18\x06 \x01(\bR\x05start\x12%\n" +
 	"\x0eseccomp_filter\x18\a \x01(\fR\rseccompFilter\x12-\n" +
 	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\x124\n" +
-	"\adevices\x18\t \x03(\v2\x1a.husk.agent.v1.BlockDeviceR\adevices\"Q\n" +
+	"\adevices\x18\t \x03(\v2\x1a.husk.agent.v1.BlockDeviceR\adevices\x12#\n" +
+	"\rreport_mounts\x18\n" +
+	" \x01(\bR\freportMounts\"Q\n" +
 	"\vBlockDevice\x12\x14\n" +
 	"\x05major\x18\x01 \x01(\x03R\x05major\x12\x14\n" +
 	"\x05minor\x18\x02 \x01(\x03R\x05minor\x12\x16\n" +
@@ -2671,17 +2798,23 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\acommand\x18\x04 \x01(\tR\acommand\x12!\n" +
 	"\fstarted_unix\x18\x05 \x01(\x04R\vstartedUnix\x12)\n" +
 	"\x10cpu_milliseconds\x18\x06 \x01(\x04R\x0fcpuMilliseconds\x12\x10\n" +
-	"\x03tty\x18\a \x01(\tR\x03tty\"\x95\x01\n" +
+	"\x03tty\x18\a \x01(\tR\x03tty\"\xc6\x01\n" +
 	"\x05Event\x12\x1c\n" +
 	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12)\n" +
 	"\x04exit\x18\x03 \x01(\v2\x13.husk.agent.v1.ExitH\x00R\x04exit\x12&\n" +
-	"\x03oom\x18\x04 \x01(\v2\x12.husk.agent.v1.OOMH\x00R\x03oomB\a\n" +
+	"\x03oom\x18\x04 \x01(\v2\x12.husk.agent.v1.OOMH\x00R\x03oom\x12/\n" +
+	"\x06mounts\x18\x05 \x01(\v2\x15.husk.agent.v1.MountsH\x00R\x06mountsB\a\n" +
 	"\x05event\"F\n" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM2\x84\v\n" +
+	"\x03OOM\"2\n" +
+	"\x06Mounts\x12(\n" +
+	"\x03all\x18\x01 \x03(\v2\x16.husk.agent.v1.MountedR\x03all\"9\n" +
+	"\aMounted\x12\x16\n" +
+	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source2\x84\v\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -2718,7 +2851,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 38)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2756,13 +2889,15 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Event)(nil),                   // 33: husk.agent.v1.Event
 	(*Exit)(nil),                    // 34: husk.agent.v1.Exit
 	(*OOM)(nil),                     // 35: husk.agent.v1.OOM
-	nil,                             // 36: husk.agent.v1.PodRequest.SysctlsEntry
-	nil,                             // 37: husk.agent.v1.MemoryStats.StatEntry
+	(*Mounts)(nil),                  // 36: husk.agent.v1.Mounts
+	(*Mounted)(nil),                 // 37: husk.agent.v1.Mounted
+	nil,                             // 38: husk.agent.v1.PodRequest.SysctlsEntry
+	nil,                             // 39: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
 	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	36, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
+	38, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
 	10, // 3: husk.agent.v1.PodRequest.uids:type_name -> husk.agent.v1.IDMapping
 	10, // 4: husk.agent.v1.PodRequest.gids:type_name -> husk.agent.v1.IDMapping
 	15, // 5: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
@@ -2778,57 +2913,59 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	28, // 15: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
 	29, // 16: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
 	30, // 17: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	37, // 18: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	39, // 18: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
 	32, // 19: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
 	34, // 20: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
 	35, // 21: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	1,  // 22: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 23: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	11, // 24: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	18, // 25: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	18, // 26: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	19, // 27: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	23, // 28: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	24, // 29: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	18, // 30: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	18, // 31: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	25, // 32: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	18, // 33: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	18, // 34: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 35: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	21, // 36: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 37: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	22, // 38: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 39: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	9,  // 40: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
-	0,  // 41: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 42: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 43: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 44: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	14, // 45: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 46: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 47: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	20, // 48: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 49: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 50: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 51: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 52: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 53: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	26, // 54: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	31, // 55: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	33, // 56: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	20, // 57: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 58: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 59: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 60: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 61: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
-	0,  // 62: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 63: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	43, // [43:64] is the sub-list for method output_type
-	22, // [22:43] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	36, // 22: husk.agent.v1.Event.mounts:type_name -> husk.agent.v1.Mounts
+	37, // 23: husk.agent.v1.Mounts.all:type_name -> husk.agent.v1.Mounted
+	1,  // 24: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 25: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	11, // 26: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	18, // 27: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	18, // 28: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	19, // 29: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	23, // 30: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	24, // 31: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	18, // 32: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	18, // 33: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	25, // 34: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	18, // 35: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	18, // 36: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 37: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	21, // 38: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 39: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	22, // 40: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 41: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	9,  // 42: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
+	0,  // 43: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 44: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 45: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 46: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	14, // 47: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 48: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 49: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	20, // 50: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 51: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 52: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 53: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 54: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 55: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	26, // 56: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	31, // 57: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	33, // 58: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	20, // 59: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 60: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 61: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 62: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 63: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
+	0,  // 64: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 65: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	45, // [45:66] is the sub-list for method output_type
+	24, // [24:45] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2840,6 +2977,7 @@ func file_api_agent_v1_agent_proto_init() {
 	file_api_agent_v1_agent_proto_msgTypes[33].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
+		(*Event_Mounts)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -2847,7 +2985,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   38,
+			NumMessages:   40,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

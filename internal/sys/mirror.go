@@ -1,0 +1,91 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// CloneBelow is CloneMount for name below the open directory dir, which no part of name leads out of, without what is
+// mounted further below.
+func CloneBelow(dir *os.File, name string, flags MountFlags) (*os.File, error) {
+	source, err := openBelow(int(dir.Fd()), name)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(source)
+	return cloneMount(source, name, false, flags)
+}
+
+// AttachBelow puts a detached mount over name below the directory top, in this thread's mount namespace. No part of name
+// leads out of top, and neither follows symlinks. id is the mount's, for UnmountBelow.
+func AttachBelow(mount *os.File, top, name string) (id uint64, err error) {
+	point, err := openAt(top, name)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(point)
+	err = unix.MoveMount(int(mount.Fd()), "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	if err != nil {
+		return 0, fmt.Errorf("mount on %s: %w", name, err)
+	}
+	return mountID(int(mount.Fd()))
+}
+
+// UnmountBelow undoes AttachBelow. Where something else is mounted now, or nothing, it does nothing.
+func UnmountBelow(top, name string, id uint64) error {
+	point, err := openAt(top, name)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(point)
+	if now, err := mountID(point); err != nil || now != id {
+		return err
+	}
+	if err := unix.Unmount(fmt.Sprintf("/proc/thread-self/fd/%d", point), unix.MNT_DETACH); err != nil {
+		return fmt.Errorf("unmount %s: %w", name, err)
+	}
+	return nil
+}
+
+// openAt opens name below the directory top of this thread's mount namespace.
+func openAt(top, name string) (int, error) {
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC | unix.O_DIRECTORY, Resolve: unix.RESOLVE_NO_SYMLINKS}
+	dir, err := unix.Openat2(unix.AT_FDCWD, top, &how)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: top, Err: err}
+	}
+	defer unix.Close(dir)
+	return openBelow(dir, name)
+}
+
+func openBelow(dir int, name string) (int, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	fd, err := unix.Openat2(dir, name, &how)
+	if err != nil {
+		return -1, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return fd, nil
+}
+
+// mountID is the id of the mount that an open file is on (statx(2)): from Linux 6.8 on one that no other mount ever gets, before
+// that one that later mounts may get.
+func mountID(fd int) (uint64, error) {
+	var st unix.Statx_t
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID_UNIQUE, &st)
+	if err == nil && st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
+		err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("look at mount: %w", err)
+	}
+	return st.Mnt_id, nil
+}

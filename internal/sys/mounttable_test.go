@@ -1,0 +1,9 @@
+package sys
+
+import "testing"
+
+func TestUnescape(t *testing.T) {
+	if got := unescape(`/a\040b\134\011`); got != "/a b\\\t" {
+		t.Errorf("unescape = %q", got)
+	}
+}
