@@ -16,6 +16,7 @@ import (
 	"husk.dev/husk/internal/bench/load"
 	"husk.dev/husk/internal/check"
 	"husk.dev/husk/internal/config"
+	"husk.dev/husk/internal/sys"
 )
 
 // benchOptions are the flags of bench.
@@ -194,7 +195,9 @@ func (a *App) benchRuntimes(ctx context.Context, named []string, dir, self strin
 	return append(list, others...), err
 }
 
-// copyProgram copies a program to the disk: pages that are not there yet count as changed in every process that runs it.
+// copyProgram copies a program to the disk: pages that are not there yet count as changed in every process that runs it. The
+// memory then has none of it, as on a machine that was started after husk was installed: of what was written just now Linux 6.18
+// maps large parts into a process that needs little of them.
 func copyProgram(to, from string) error {
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return err
@@ -209,6 +212,9 @@ func copyProgram(to, from string) error {
 	}
 	if _, err = f.Write(data); err == nil {
 		err = f.Sync()
+	}
+	if err == nil {
+		err = sys.ForgetPages(f)
 	}
 	return errors.Join(err, f.Close())
 }

@@ -44,3 +44,12 @@ func ReleaseText() error {
 	}
 	return lines.Err()
 }
+
+// ForgetPages has the kernel forget what it keeps in memory of a file that is on its disk (posix_fadvise(2),
+// POSIX_FADV_DONTNEED). What a process has mapped stays.
+func ForgetPages(f *os.File) error {
+	if err := unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED); err != nil {
+		return fmt.Errorf("forget pages of %s: %w", f.Name(), err)
+	}
+	return nil
+}
