@@ -63,6 +63,7 @@ type Agent struct {
 	runner  *runner.Runner
 	streams *stdio.Registry
 	mounts  *mnt.Table
+	files   *mnt.Files
 	oom     *cgroup.Watcher
 	events  *events
 	shell   *shell
@@ -95,6 +96,7 @@ func New(c Config) *Agent {
 		config: c, log: c.Log,
 		streams:    stdio.NewRegistry(),
 		mounts:     mnt.NewTable(filepath.Join(c.RunDir, "m"), c.ShareDir, filepath.Join(c.RunDir, "memory")),
+		files:      mnt.NewFiles(filepath.Join(c.RunDir, "files")),
 		events:     newEvents(),
 		clock:      &clock{ours: c.Machine},
 		filters:    newFilters(),

@@ -36,6 +36,11 @@ func (s service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 	return &agentv1.CreateContainerResponse{Pid: uint32(pid)}, nil
 }
 
+// PutFiles keeps a copy of files.
+func (s service) PutFiles(_ context.Context, r *agentv1.PutFilesRequest) (*agentv1.Empty, error) {
+	return empty, s.agent.files.Put(r.GetName(), r.GetFiles())
+}
+
 // StartContainer lets a created container run.
 func (s service) StartContainer(_ context.Context, r *agentv1.ContainerRequest) (*agentv1.Empty, error) {
 	c, err := s.agent.find(r.GetId())

@@ -59,6 +59,9 @@ func (p *Plan) planBind(m *specs.Mount, bundle, name string, o PlanOptions) erro
 	if own, err := p.guestOwn(m, resolved, info, o); own || err != nil {
 		return err
 	}
+	if p.copied(m, resolved, info, o) {
+		return nil
+	}
 	if info.Mode()&(fs.ModeSocket|fs.ModeNamedPipe) != 0 {
 		p.warn("mount %q: %s is a socket or pipe of the host, which the guest sees but cannot talk through", m.Destination, m.Source)
 	}

@@ -18,6 +18,8 @@ import (
 type PlanOptions struct {
 	// ShareDir is the directory of the guest in which every SharedPath appears under its GuestName.
 	ShareDir string
+	// FilesDir is the one in which every CopiedFiles appears.
+	FilesDir string
 	// MemoryDir is the one in which every SharedMemory appears.
 	MemoryDir string
 	// Name begins every GuestName: an id of the container.
@@ -35,6 +37,8 @@ type Plan struct {
 	Shares []SharedPath
 	// Memory are file systems that the guest has in its memory.
 	Memory []SharedMemory
+	// Files are directories that the guest keeps copies of in its memory.
+	Files []CopiedFiles
 	// Blocks are the host's block devices that the guest gets as disks, one for each number.
 	Blocks []BlockDevice
 	// Root is the share that holds the root directory; nil where the bundle's root was not resolved.

@@ -45,6 +45,7 @@ type container struct {
 	execs    map[string]*process
 	subs     map[chan Event]struct{}
 	lent     []string // its names in the tree of shares
+	copies   []*copied
 	devices  []*agentv1.BlockDevice
 	detach   []func() error // of disks that were plugged in for it
 	limitMiB int            // of its memory, 0 for none

@@ -208,10 +208,15 @@ func (s *Sandbox) create(ctx context.Context, r CreateRequest) error {
 	return nil
 }
 
-// planned notes what its plan says of a container, and opens the block devices of the host that it is given.
+// planned notes what its plan says of a first container, and opens what it is given of the host: block devices, and files that
+// the guest has copies of.
 func (c *container) planned(plan *ocispec.Plan) ([]vmm.Disk, error) {
 	blocks, devices, err := openBlocks(plan, "block-")
 	if err != nil {
+		return nil, err
+	}
+	if err := c.sandbox.openFiles(c, plan); err != nil {
+		closeDisks(blocks)
 		return nil, err
 	}
 	c.mu.Lock()
@@ -320,6 +325,10 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	if err != nil {
 		r.Stdio.Close()
 		return fmt.Errorf("encode configuration: %w", err)
+	}
+	if err := s.sendFiles(ctx, c); err != nil {
+		r.Stdio.Close()
+		return err
 	}
 	ctx, cancel := guest.Bound(ctx)
 	defer cancel()

@@ -45,7 +45,7 @@ const (
 )
 
 func (s *Sandbox) planOptions(id string) ocispec.PlanOptions {
-	return ocispec.PlanOptions{ShareDir: shareDir, MemoryDir: agentv1.MemoryDir, Name: id, Container: s.byHostPID}
+	return ocispec.PlanOptions{ShareDir: shareDir, MemoryDir: agentv1.MemoryDir, FilesDir: agentv1.FilesDir, Name: id, Container: s.byHostPID}
 }
 
 // byHostPID returns the id of the container that a process of the host stands for.
@@ -141,7 +141,9 @@ func (s *Sandbox) prepareMember(ctx context.Context, c *container, r CreateReque
 		if plan, err = s.planMember(c, r); err != nil {
 			return err
 		}
-		copies, err = copiesOf(plan.Shares)
+		if err = s.openFiles(c, plan); err == nil {
+			copies, err = copiesOf(plan.Shares)
+		}
 		return err
 	})
 	if err != nil {
@@ -359,6 +361,7 @@ func (s *Sandbox) free(c *container) {
 	if err := c.unplug(); err != nil {
 		s.log.Warn("free container", "container", c.id, "error", err)
 	}
+	s.forgetFiles(c)
 	s.mu.Lock()
 	tree, first := s.pod.tree, s.pod.first == c
 	s.mu.Unlock()

@@ -89,6 +89,7 @@ type Sandbox struct {
 	remove     bool                // nothing is to be left, see Remove
 	cgroup     *hostcgroup.Group   // what this process has joined; nil: nothing
 	making     map[*making]bool    // the Creates that go on
+	copies     map[string]*copied  // directories of the host that the guest has copies of, by their names there
 	pod        pod                 // what containers that come later share with the first
 }
 
@@ -96,7 +97,8 @@ type Sandbox struct {
 func New(options Options) *Sandbox {
 	return &Sandbox{
 		options: options, config: options.Config, log: options.Log, done: make(chan struct{}), containers: map[string]*container{},
-		shells: map[string]*process{}, making: map[*making]bool{}, pod: pod{dir: options.Dir},
+		shells: map[string]*process{}, making: map[*making]bool{}, copies: map[string]*copied{},
+		pod: pod{dir: options.Dir},
 	}
 }
 
@@ -156,6 +158,7 @@ func (s *Sandbox) teardown(reason string) {
 		s.log.Error("free sandbox", "error", err)
 	}
 	for _, c := range s.all() {
+		s.forgetFiles(c)
 		c.vmGone(reason)
 	}
 	close(s.done)

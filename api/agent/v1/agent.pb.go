@@ -2510,6 +2510,143 @@ func (*OOM) Descriptor() ([]byte, []int) {
 	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
+type PutFilesRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`   // of the directory in FilesDir, at most 36 of [a-zA-Z0-9_.-]
+	Files         []*File                `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"` // parents before what is in them, the directory itself first, as "."; at most 1,024
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutFilesRequest) Reset() {
+	*x = PutFilesRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutFilesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutFilesRequest) ProtoMessage() {}
+
+func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
+func (*PutFilesRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *PutFilesRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *PutFilesRequest) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// File is a regular file, a directory or a symlink.
+type File struct {
+	state             protoimpl.MessageState `protogen:"open.v1"`
+	Path              string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`  // below the directory
+	Mode              uint32                 `protobuf:"varint,2,opt,name=mode,proto3" json:"mode,omitempty"` // st_mode of stat(2), with the type
+	Uid               uint32                 `protobuf:"varint,3,opt,name=uid,proto3" json:"uid,omitempty"`
+	Gid               uint32                 `protobuf:"varint,4,opt,name=gid,proto3" json:"gid,omitempty"`
+	ModifiedUnixNanos int64                  `protobuf:"varint,5,opt,name=modified_unix_nanos,json=modifiedUnixNanos,proto3" json:"modified_unix_nanos,omitempty"` // of a regular file
+	Content           []byte                 `protobuf:"bytes,6,opt,name=content,proto3" json:"content,omitempty"`                                                 // of a regular file; of a symlink its target
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *File) Reset() {
+	*x = File{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*File) ProtoMessage() {}
+
+func (x *File) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use File.ProtoReflect.Descriptor instead.
+func (*File) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *File) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *File) GetMode() uint32 {
+	if x != nil {
+		return x.Mode
+	}
+	return 0
+}
+
+func (x *File) GetUid() uint32 {
+	if x != nil {
+		return x.Uid
+	}
+	return 0
+}
+
+func (x *File) GetGid() uint32 {
+	if x != nil {
+		return x.Gid
+	}
+	return 0
+}
+
+func (x *File) GetModifiedUnixNanos() int64 {
+	if x != nil {
+		return x.ModifiedUnixNanos
+	}
+	return 0
+}
+
+func (x *File) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
 // Mounts are all mounts of parts of shares that containers have made below others that propagate theirs
 // (mount_namespaces(7)), in the order of the kernel's table; at most 1,024. The event comes when they have changed, and before
 // the exit of the process that changed them. It names no container.
@@ -2522,7 +2659,7 @@ type Mounts struct {
 
 func (x *Mounts) Reset() {
 	*x = Mounts{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2534,7 +2671,7 @@ func (x *Mounts) String() string {
 func (*Mounts) ProtoMessage() {}
 
 func (x *Mounts) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2547,7 +2684,7 @@ func (x *Mounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mounts.ProtoReflect.Descriptor instead.
 func (*Mounts) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *Mounts) GetAll() []*Mounted {
@@ -2568,7 +2705,7 @@ type Mounted struct {
 
 func (x *Mounted) Reset() {
 	*x = Mounted{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2580,7 +2717,7 @@ func (x *Mounted) String() string {
 func (*Mounted) ProtoMessage() {}
 
 func (x *Mounted) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2593,7 +2730,7 @@ func (x *Mounted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mounted.ProtoReflect.Descriptor instead.
 func (*Mounted) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Mounted) GetTarget() string {
@@ -2809,12 +2946,22 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM\"2\n" +
+	"\x03OOM\"P\n" +
+	"\x0fPutFilesRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
+	"\x05files\x18\x02 \x03(\v2\x13.husk.agent.v1.FileR\x05files\"\x9c\x01\n" +
+	"\x04File\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
+	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +
+	"\x03uid\x18\x03 \x01(\rR\x03uid\x12\x10\n" +
+	"\x03gid\x18\x04 \x01(\rR\x03gid\x12.\n" +
+	"\x13modified_unix_nanos\x18\x05 \x01(\x03R\x11modifiedUnixNanos\x12\x18\n" +
+	"\acontent\x18\x06 \x01(\fR\acontent\"2\n" +
 	"\x06Mounts\x12(\n" +
 	"\x03all\x18\x01 \x03(\v2\x16.husk.agent.v1.MountedR\x03all\"9\n" +
 	"\aMounted\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\tR\x06source2\x84\v\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source2\xc6\v\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -2835,7 +2982,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x12>\n" +
 	"\aConnect\x12\x1d.husk.agent.v1.ConnectRequest\x1a\x14.husk.agent.v1.Empty\x12H\n" +
 	"\fForwardNames\x12\".husk.agent.v1.ForwardNamesRequest\x1a\x14.husk.agent.v1.Empty\x12:\n" +
-	"\aMakePod\x12\x19.husk.agent.v1.PodRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
+	"\aMakePod\x12\x19.husk.agent.v1.PodRequest\x1a\x14.husk.agent.v1.Empty\x12@\n" +
+	"\bPutFiles\x12\x1e.husk.agent.v1.PutFilesRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Rest\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
 
@@ -2851,7 +2999,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -2889,15 +3037,17 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Event)(nil),                   // 33: husk.agent.v1.Event
 	(*Exit)(nil),                    // 34: husk.agent.v1.Exit
 	(*OOM)(nil),                     // 35: husk.agent.v1.OOM
-	(*Mounts)(nil),                  // 36: husk.agent.v1.Mounts
-	(*Mounted)(nil),                 // 37: husk.agent.v1.Mounted
-	nil,                             // 38: husk.agent.v1.PodRequest.SysctlsEntry
-	nil,                             // 39: husk.agent.v1.MemoryStats.StatEntry
+	(*PutFilesRequest)(nil),         // 36: husk.agent.v1.PutFilesRequest
+	(*File)(nil),                    // 37: husk.agent.v1.File
+	(*Mounts)(nil),                  // 38: husk.agent.v1.Mounts
+	(*Mounted)(nil),                 // 39: husk.agent.v1.Mounted
+	nil,                             // 40: husk.agent.v1.PodRequest.SysctlsEntry
+	nil,                             // 41: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
 	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	38, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
+	40, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
 	10, // 3: husk.agent.v1.PodRequest.uids:type_name -> husk.agent.v1.IDMapping
 	10, // 4: husk.agent.v1.PodRequest.gids:type_name -> husk.agent.v1.IDMapping
 	15, // 5: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
@@ -2913,59 +3063,62 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	28, // 15: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
 	29, // 16: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
 	30, // 17: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	39, // 18: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	41, // 18: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
 	32, // 19: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
 	34, // 20: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
 	35, // 21: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	36, // 22: husk.agent.v1.Event.mounts:type_name -> husk.agent.v1.Mounts
-	37, // 23: husk.agent.v1.Mounts.all:type_name -> husk.agent.v1.Mounted
-	1,  // 24: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 25: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	11, // 26: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	18, // 27: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	18, // 28: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	19, // 29: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	23, // 30: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	24, // 31: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	18, // 32: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	18, // 33: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	25, // 34: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	18, // 35: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	18, // 36: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 37: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	21, // 38: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 39: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	22, // 40: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 41: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	9,  // 42: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
-	0,  // 43: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 44: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 45: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 46: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	14, // 47: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 48: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 49: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	20, // 50: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 51: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 52: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 53: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 54: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 55: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	26, // 56: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	31, // 57: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	33, // 58: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	20, // 59: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 60: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 61: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 62: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 63: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
-	0,  // 64: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 65: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	45, // [45:66] is the sub-list for method output_type
-	24, // [24:45] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	38, // 22: husk.agent.v1.Event.mounts:type_name -> husk.agent.v1.Mounts
+	37, // 23: husk.agent.v1.PutFilesRequest.files:type_name -> husk.agent.v1.File
+	39, // 24: husk.agent.v1.Mounts.all:type_name -> husk.agent.v1.Mounted
+	1,  // 25: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 26: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	11, // 27: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	18, // 28: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	18, // 29: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	19, // 30: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	23, // 31: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	24, // 32: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	18, // 33: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	18, // 34: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	25, // 35: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	18, // 36: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	18, // 37: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 38: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	21, // 39: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 40: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	22, // 41: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 42: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	9,  // 43: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
+	36, // 44: husk.agent.v1.Agent.PutFiles:input_type -> husk.agent.v1.PutFilesRequest
+	0,  // 45: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 46: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 47: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 48: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	14, // 49: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 50: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 51: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	20, // 52: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 53: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 54: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 55: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 56: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 57: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	26, // 58: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	31, // 59: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	33, // 60: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	20, // 61: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 62: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 63: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 64: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 65: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
+	0,  // 66: husk.agent.v1.Agent.PutFiles:output_type -> husk.agent.v1.Empty
+	0,  // 67: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 68: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	47, // [47:69] is the sub-list for method output_type
+	25, // [25:47] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -2985,7 +3138,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   40,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

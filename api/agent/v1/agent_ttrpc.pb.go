@@ -27,6 +27,7 @@ type AgentService interface {
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
 	MakePod(context.Context, *PodRequest) (*Empty, error)
+	PutFiles(context.Context, *PutFilesRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -173,6 +174,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.MakePod(ctx, &req)
 			},
+			"PutFiles": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req PutFilesRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.PutFiles(ctx, &req)
+			},
 			"Rest": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req Empty
 				if err := unmarshal(&req); err != nil {
@@ -224,6 +232,7 @@ type AgentClient interface {
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
 	MakePod(context.Context, *PodRequest) (*Empty, error)
+	PutFiles(context.Context, *PutFilesRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
 }
@@ -406,6 +415,14 @@ func (c *agentClient) ForwardNames(ctx context.Context, req *ForwardNamesRequest
 func (c *agentClient) MakePod(ctx context.Context, req *PodRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "MakePod", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) PutFiles(ctx context.Context, req *PutFilesRequest) (*Empty, error) {
+	var resp Empty
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "PutFiles", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

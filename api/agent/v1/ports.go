@@ -18,6 +18,8 @@ const (
 	ShareDir = "/run/husk/share"
 	// MemoryDir holds the file systems in memory that containers share.
 	MemoryDir = "/run/husk/memory"
+	// FilesDir holds the directories that PutFiles makes.
+	FilesDir = "/run/husk/files"
 )
 
 // Rested is the line on the console by which the agent says that the guest may be saved.

@@ -5,6 +5,7 @@
 //	probe tcp ADDRESS BYTES     sends random bytes and checks that they come back
 //	probe udp ADDRESS BYTES     the same in one datagram, sent again each second until an answer comes
 //	probe lock FILE             takes FILE's lock and keeps it; prints "locked", or "busy" where somebody else has it
+//	probe watch DIR FILE        prints "watching", and what is in DIR/FILE whenever something was renamed in DIR, see inotify(7)
 //	probe random                what the kernel gave this process that no other should have
 package main
 
@@ -12,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -25,12 +27,13 @@ func main() {
 		"serve":  func(port, _ string) error { return serve(port) },
 		"tcp":    func(address, bytes string) error { return exchange("tcp", address, bytes) },
 		"lock":   func(file, _ string) error { return lock(file) },
+		"watch":  watch,
 		"random": func(string, string) error { return random() },
 		"udp":    func(address, bytes string) error { return exchange("udp", address, bytes) },
 	}
 	verb := verbs[args[0]]
 	if verb == nil {
-		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES | lock FILE | random")
+		fmt.Fprintln(os.Stderr, "usage: probe xattr FILE | serve PORT | tcp ADDRESS BYTES | udp ADDRESS BYTES | lock FILE | watch DIR FILE | random")
 		os.Exit(2)
 	}
 	if err := verb(args[1], args[2]); err != nil {
@@ -56,6 +59,25 @@ func lock(path string) error {
 	fmt.Println("locked")
 	time.Sleep(time.Hour)
 	return nil
+}
+
+// watch follows a directory as a program does that reads its configuration anew, for ever.
+func watch(dir, file string) error {
+	fd, err := syscall.InotifyInit1(syscall.IN_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("watch: %w", err)
+	}
+	if _, err := syscall.InotifyAddWatch(fd, dir, syscall.IN_MOVED_TO); err != nil {
+		return fmt.Errorf("watch %s: %w", dir, err)
+	}
+	fmt.Println("watching")
+	for {
+		if _, err := syscall.Read(fd, make([]byte, 4096)); err != nil {
+			return fmt.Errorf("watch %s: %w", dir, err)
+		}
+		data, err := os.ReadFile(filepath.Join(dir, file))
+		fmt.Printf("%s %v\n", data, err)
+	}
 }
 
 func attributes(file string) error {
