@@ -32,6 +32,7 @@ func TestPodFaults(t *testing.T) {
 		{"shim killed", podWithoutShim},
 		{"monitor killed", podWithoutMonitor},
 		{"exec without client", podExecAbandoned},
+		{"limits filled", podFillsLimits},
 	} {
 		t.Run(part.name, func(t *testing.T) {
 			part.test(t, c)
@@ -139,6 +140,55 @@ func podOfMany(t *testing.T, c *podCaller) {
 		}
 	}
 	c.says(t, ids[29], "echo well", "well\n")
+	p.removed(t)
+}
+
+// podFillsLimits has containers take more memory than they or their pod may have: they are killed, others are not.
+func podFillsLimits(t *testing.T, c *podCaller) {
+	p, err := c.pod(func(config *cri.PodSandboxConfig) {
+		config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 256 << 20, CpuPeriod: 100000, CpuQuota: 100000}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := p.run("kept")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.says(t, kept, "grep -c ^processor /proc/cpuinfo", "1\n")
+	limited := func(bytes int64) func(*cri.ContainerConfig) {
+		return func(config *cri.ContainerConfig) {
+			config.Command = []string{"sh", "-c", "all=0123456789abcdef; while :; do all=$all$all; done"}
+			config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: bytes}
+		}
+	}
+	for name, bytes := range map[string]int64{"own limit": 64 << 20, "the pod's limit": 0} {
+		id, err := p.run(strings.ReplaceAll(name, " ", "-"), limited(bytes))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var state *cri.ContainerStatus
+		until(t, "the container over "+name+" has ended", patience, func() bool {
+			r, err := call(c.runtime.ContainerStatus, &cri.ContainerStatusRequest{ContainerId: id})
+			if err != nil {
+				t.Fatal(err)
+			}
+			state = r.Status
+			return state.State == cri.ContainerState_CONTAINER_EXITED
+		})
+		expect(t, "exit code over "+name, state.ExitCode, 137)
+		expect(t, "reason over "+name, state.Reason, "OOMKilled")
+		c.says(t, kept, "echo well", "well\n")
+	}
+	// One that comes later has what it asks for, beside the others.
+	late, err := p.run("late", func(config *cri.ContainerConfig) {
+		config.Linux.Resources = &cri.LinuxContainerResources{MemoryLimitInBytes: 128 << 20}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.says(t, late, "all=0123456789abcdef; while [ ${#all} -lt 20000000 ]; do all=$all$all; done; echo ${#all}", "33554432\n")
+	c.says(t, kept, "echo well", "well\n")
 	p.removed(t)
 }
 
