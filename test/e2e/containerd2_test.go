@@ -6,11 +6,14 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"husk.dev/husk/internal/testenv"
 )
 
 // newEngine2 starts a containerd 2 that makes pods by its Sandbox API, in namespaces that outlive it.
@@ -67,7 +70,10 @@ func (e *engine) serve() (stop func()) {
 // TestContainerd2 makes pods by containerd's Sandbox API, with containerd started anew while they run.
 func TestContainerd2(t *testing.T) {
 	begin(t)
+	t.Setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4318")
 	e := newEngine2(t)
+	var collector testenv.Collector
+	serveIn(t, fmt.Sprintf("/proc/%d/ns/net", e.pid), "127.0.0.1:4318", &collector)
 	stop := e.serve()
 	t.Cleanup(func() {
 		if log, err := os.ReadFile(e.file("log")); err == nil && t.Failed() {
@@ -78,6 +84,7 @@ func TestContainerd2(t *testing.T) {
 	e.loadImages()
 	criPod(e)
 	e.nothingLeft()
+	until(t, "the shim's work is a part of containerd's traces", patience, func() bool { return tracedTogether(&collector) })
 
 	ctx, runtime := e.dialCRI()
 	config := &cri.PodSandboxConfig{
@@ -115,6 +122,16 @@ func TestContainerd2(t *testing.T) {
 	for _, name := range strings.Fields(husk(t, "list", "-q").ok()) {
 		t.Errorf("husk still lists %s", name)
 	}
+}
+
+// tracedTogether tells whether a shim has made a container for a request that containerd has in a trace of its own.
+func tracedTogether(c *testenv.Collector) bool {
+	all := c.Spans()
+	return slices.ContainsFunc(all, func(of testenv.Span) bool {
+		return strings.HasSuffix(of.Name, "Task/Create") && of.Service == "containerd-shim-husk-v2" && slices.ContainsFunc(all, func(s testenv.Span) bool {
+			return s.Service == "containerd" && s.ID == of.Parent && s.Trace == of.Trace
+		})
+	})
 }
 
 func podState(ctx context.Context, runtime cri.RuntimeServiceClient, id string) cri.PodSandboxState {
