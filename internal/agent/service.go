@@ -38,7 +38,7 @@ func (s service) CreateContainer(ctx context.Context, r *agentv1.CreateContainer
 
 // PutFiles keeps a copy of files.
 func (s service) PutFiles(_ context.Context, r *agentv1.PutFilesRequest) (*agentv1.Empty, error) {
-	return empty, s.agent.files.Put(r.GetName(), r.GetFiles())
+	return empty, s.agent.files.Put(r.GetName(), r.GetNumber(), r.GetFiles())
 }
 
 // StartContainer lets a created container run.

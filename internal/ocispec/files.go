@@ -3,6 +3,7 @@ package ocispec
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"io/fs"
 	"path"
 	"path/filepath"
@@ -52,8 +53,19 @@ func (p *Plan) copied(m *specs.Mount, source string, info fs.FileInfo, o PlanOpt
 // small tells whether a directory has at most half of what a guest gets a copy of, and regular files, directories and symlinks
 // alone.
 func small(dir string) bool {
+	err := measure(dir)
+	for range 3 {
+		if !errors.Is(err, fs.ErrNotExist) { // its files are being replaced
+			break
+		}
+		err = measure(dir)
+	}
+	return err == nil
+}
+
+func measure(dir string) error {
 	files, bytes := 0, int64(0)
-	err := filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
+	return filepath.WalkDir(dir, func(_ string, e fs.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
@@ -72,5 +84,4 @@ func small(dir string) bool {
 		}
 		return nil
 	})
-	return err == nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/guest"
@@ -15,10 +16,12 @@ import (
 type copied struct {
 	name  string
 	users int // containers that have it; guarded by the sandbox' mu
-
-	mu    sync.Mutex // held while it is read and sent: what is older must not come later
 	files *storage.Files
-	stop  func() // ends the following
+	ended chan struct{} // closed when no container has it any more
+
+	mu   sync.Mutex // held while it is read and sent; guards the fields below
+	stop func()     // ends the following; nil before it began
+	sent bool       // the guest has what was last to be sent
 }
 
 // openFiles opens what the guest is to have copies of, from the files that this thread sees.
@@ -31,7 +34,7 @@ func (s *Sandbox) openFiles(c *container, plan *ocispec.Plan) error {
 		s.mu.Lock()
 		known := s.copies[one.GuestName]
 		if known == nil {
-			known = &copied{name: one.GuestName, files: files}
+			known = &copied{name: one.GuestName, files: files, ended: make(chan struct{})}
 			s.copies[one.GuestName] = known
 		} else {
 			files.Close()
@@ -59,37 +62,53 @@ func (s *Sandbox) sendFiles(ctx context.Context, c *container) error {
 }
 
 // sendCopy follows the directory before it reads it: no change is missed.
-func (s *Sandbox) sendCopy(ctx context.Context, one *copied) error {
+func (s *Sandbox) sendCopy(ctx context.Context, one *copied) (err error) {
 	one.mu.Lock()
 	defer one.mu.Unlock()
-	if one.stop != nil { // another container has it
+	if one.stop == nil {
+		if one.stop, err = one.files.Follow(func() { s.resend(one) }); err != nil {
+			return err
+		}
+	}
+	if one.sent { // for another container
 		return nil
 	}
-	stop, err := one.files.Follow(func() {
+	return s.send(ctx, one)
+}
+
+const (
+	// resendWait and resendMost are how long the owner waits after a change that it could not bring to the guest, at first and
+	// at most.
+	resendWait = time.Second
+	resendMost = time.Minute
+)
+
+// resend brings a change to the guest, which may be too busy, or have no room.
+func (s *Sandbox) resend(one *copied) {
+	for wait := resendWait; ; wait = min(2*wait, resendMost) {
 		one.mu.Lock()
-		defer one.mu.Unlock()
-		if err := s.send(context.Background(), one); err != nil { // whoever changes it now makes another change
-			s.log.Debug("bring a change of files to the guest", "error", err)
+		err := s.send(context.Background(), one)
+		one.mu.Unlock()
+		if err == nil {
+			return
 		}
-	})
-	if err != nil {
-		return err
+		select {
+		case <-one.ended:
+			return
+		case <-time.After(wait):
+			s.log.Warn("the guest has files that have changed on the host", "error", err)
+		}
 	}
-	if err := s.send(ctx, one); err != nil {
-		go stop() // which waits for a call that waits for this one
-		return err
-	}
-	one.stop = stop
-	return nil
 }
 
 // send reads a directory and has the guest make the same. Preconditions: one.mu is held.
 func (s *Sandbox) send(ctx context.Context, one *copied) error {
+	one.sent = false
+	request := &agentv1.PutFilesRequest{Name: one.name, Number: s.puts.Add(1)}
 	all, err := one.files.Read(storage.Limits{Files: ocispec.MaxFiles, Bytes: ocispec.MaxFilesBytes})
 	if err != nil {
 		return err
 	}
-	request := &agentv1.PutFilesRequest{Name: one.name}
 	for _, f := range all {
 		request.Files = append(request.Files, &agentv1.File{
 			Path: f.Path, Mode: f.Mode, Uid: f.UID, Gid: f.GID, ModifiedUnixNanos: f.Modified.UnixNano(), Content: f.Content,
@@ -104,6 +123,7 @@ func (s *Sandbox) send(ctx context.Context, one *copied) error {
 	if _, err := client.PutFiles(ctx, request); err != nil {
 		return explain(err, "copy files to the guest")
 	}
+	one.sent = true
 	return nil
 }
 
@@ -117,13 +137,14 @@ func (s *Sandbox) forgetFiles(c *container) {
 		s.mu.Lock()
 		one.users--
 		last := one.users == 0
-		if last {
+		if last { // who comes now begins anew, with higher numbers
 			delete(s.copies, one.name)
 		}
 		s.mu.Unlock()
 		if !last {
 			continue
 		}
+		close(one.ended)
 		one.mu.Lock()
 		stop := one.stop
 		one.mu.Unlock()

@@ -107,7 +107,7 @@ func (s *Sandbox) blanks() string { return filepath.Join(s.config.DataDir, "blan
 
 // lendShares shows the host's files in the guest through one file service.
 func (s *Sandbox) lendShares(ctx context.Context, a *attempt, c *container, plan *ocispec.Plan) (vmm.Share, error) {
-	tree, err := storage.NewTree(s.options.Dir.Path(treeName), s.options.HostMounts)
+	tree, err := storage.NewTree(s.options.Dir.Path(treeName), s.mountsHost())
 	if err != nil {
 		return vmm.Share{}, err
 	}

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -17,7 +18,7 @@ const MountsFile = "mounts.json"
 // told of as ended after it.
 func (s *Sandbox) mirror(mounts *agentv1.Mounts) {
 	s.mu.Lock()
-	tree, dir := s.pod.tree, s.pod.dir
+	tree := s.pod.tree
 	s.mu.Unlock()
 	if tree == nil {
 		return // a guest that names what was never lent
@@ -30,26 +31,34 @@ func (s *Sandbox) mirror(mounts *agentv1.Mounts) {
 			all = append(all, storage.Mounted{Target: target, Source: source})
 		}
 	}
-	now, err := tree.Mirror(all)
+	tree.Mirror(all)
+}
+
+// mountsHost is where the host sees what containers mount.
+func (s *Sandbox) mountsHost() storage.Host {
+	return storage.Host{Mounts: s.options.HostMounts, Record: s.recordMounts, Warn: s.grumble}
+}
+
+// recordMounts writes down what the guest has mounted on the host, where the directory of the VM is by now.
+func (s *Sandbox) recordMounts(all []storage.Mirrored) error {
+	data, err := json.Marshal(all)
 	if err != nil {
-		s.grumble("mounts of the guest on the host", err)
+		return fmt.Errorf("record mounts of the guest: %w", err)
 	}
-	data, err := json.Marshal(now)
-	if err == nil {
-		err = state.WriteFile(dir.Path(MountsFile), data, 0o600)
+	s.mu.Lock() // which who renames the directory has
+	defer s.mu.Unlock()
+	if err := state.WriteFile(s.pod.dir.Path(MountsFile), data, 0o600); err != nil {
+		return fmt.Errorf("record mounts of the guest: %w", err)
 	}
-	if err != nil {
-		s.grumble("keep a list of the guest's mounts on the host", err)
-	}
+	return nil
 }
 
 // maxGrumbles is how often a guest can make the owner write to its log by what it mounts.
 const maxGrumbles = 100
 
-// grumble logs what a guest has caused, up to a limit. Only the reader of its events calls it.
-func (s *Sandbox) grumble(what string, err error) {
-	if s.grumbles < maxGrumbles {
-		s.grumbles++
-		s.log.Warn(what, "error", printable(err.Error()))
+// grumble logs what a guest has caused, up to a limit.
+func (s *Sandbox) grumble(err error) {
+	if s.grumbles.Add(1) <= maxGrumbles {
+		s.log.Warn("mounts of the guest on the host", "error", printable(err.Error()))
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -74,7 +75,8 @@ type Sandbox struct {
 	config config.Config // options.Config with the container's annotations; written before the VM is started
 	wanted []absence     // the templates that were not there, the best first, as config
 
-	grumbles int // see grumble
+	grumbles atomic.Int32  // see grumble
+	puts     atomic.Uint64 // numbers what PutFiles sends
 
 	mu         sync.Mutex // guards the fields below
 	vm         vmm.VM

@@ -1,11 +1,13 @@
 package storage
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"time"
 
 	"husk.dev/husk/internal/sys"
@@ -66,8 +68,40 @@ func (f *Files) Close() {
 // Several changes at once may be one call.
 func (f *Files) Follow(changed func()) (stop func(), err error) { return sys.FollowDir(f.dir, changed) }
 
+// readTries is how often Read begins anew where what it reads is replaced meanwhile.
+const readTries = 5
+
 // Read reads all that is in the directory, parents before what is in them. No symlink is followed.
 func (f *Files) Read(limits Limits) (all []File, err error) {
+	for range readTries {
+		if all, err = f.readOnce(limits); err == nil && f.whole(all) {
+			return all, nil
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	if err == nil {
+		err = errors.New("they change all the time")
+	}
+	return nil, fmt.Errorf("read files for the guest: %w", err)
+}
+
+// current is the symlink to the directory of all files by which the kubelet replaces them at once.
+const current = "..data"
+
+// whole tells whether what was read is of one time.
+func (f *Files) whole(all []File) bool {
+	i := slices.IndexFunc(all, func(file File) bool { return file.Path == current })
+	if i < 0 {
+		return true
+	}
+	target := string(all[i].Content)
+	now, err := f.root.Readlink(current)
+	return err == nil && now == target && slices.ContainsFunc(all, func(file File) bool { return file.Path == target })
+}
+
+func (f *Files) readOnce(limits Limits) (all []File, err error) {
 	left := limits.Bytes
 	err = fs.WalkDir(f.root.FS(), ".", func(name string, e fs.DirEntry, err error) error {
 		if err != nil {
@@ -84,10 +118,7 @@ func (f *Files) Read(limits Limits) (all []File, err error) {
 		all = append(all, file)
 		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("read files for the guest: %w", err)
-	}
-	return all, nil
+	return all, err
 }
 
 func (f *Files) read(name string, most int) (File, error) {

@@ -117,8 +117,15 @@ func (t *Tree) Lend(c *Copy) (name string, err error) {
 // Give takes back one Lend of name, and with the last one the name. A name that is not there is no error.
 func (t *Tree) Give(name string) error {
 	t.mu.Lock()
-	defer t.mu.Unlock()
 	l := t.lent[name]
+	last := l != nil && l.users == 1
+	t.mu.Unlock()
+	if last && l.how.Return {
+		t.endMirror(name)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l = t.lent[name]
 	if l == nil || t.dir == nil {
 		return nil
 	}
@@ -126,7 +133,7 @@ func (t *Tree) Give(name string) error {
 		return nil
 	}
 	delete(t.lent, name)
-	if err := errors.Join(t.unmirrorPart(name), t.remove(name)); err != nil {
+	if err := t.remove(name); err != nil {
 		return fmt.Errorf("remove share %q: %w", name, err)
 	}
 	delete(t.names, name)

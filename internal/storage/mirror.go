@@ -6,14 +6,25 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	"husk.dev/husk/internal/sys"
 )
 
-// maxMirrored bounds what one guest can have mounted on the host at once.
-const maxMirrored = 64
+const (
+	// maxMirrored bounds what one guest can have mounted on the host at once.
+	maxMirrored = 64
+	// mirrorBurst is how many changes a guest can make at once, and mirrorPace how long each further one takes.
+	mirrorBurst = 50
+	mirrorPace  = time.Second
+	// mirrorWait bounds the wait for a file system of the host that is looked up for a guest.
+	mirrorWait = 5 * time.Second
+)
 
 // Mounted is something that a guest has mounted below what it was lent. Both are paths in the tree.
 type Mounted struct {
@@ -28,94 +39,267 @@ type Mirrored struct {
 	ID   uint64 `json:"id"`   // of the mount
 }
 
-// Mirror has the host see what a guest has mounted below what it was lent with How.Return: it makes the same mounts in the
-// mount namespace that NewTree was given, and ends those that all does not name any more. A guest is believed nothing: what
-// it names is looked for in the tree only, and mounted below the lent directory only; no program of it runs on the host. What
-// cannot be mounted is left out and is part of the error, once. now is what is mounted then.
-func (t *Tree) Mirror(all []Mounted) (now []Mirrored, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.dir == nil || t.host == "" {
-		return nil, nil
-	}
-	var errs []error
-	if len(all) > maxMirrored {
-		errs = append(errs, fmt.Errorf("the guest has %d mounts to show on the host, which are more than %d", len(all), maxMirrored))
-		all = all[:maxMirrored]
-	}
-	wanted := map[string]string{}
-	for _, m := range all {
-		wanted[m.Target] = m.Source
-	}
-	for target, m := range t.mirrored {
-		if source, found := wanted[target]; !found || source != m.source {
-			errs = append(errs, t.unmirror(target))
-		}
-	}
-	for _, m := range all { // in the order in which they were made: one may be on another
-		if _, found := t.mirrored[m.Target]; found {
-			continue
-		}
-		made, err := t.mirror(m)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("show on the host what is mounted on %q: %w", m.Target, err))
-		}
-		t.mirrored[m.Target] = made // one that failed is not tried again
-	}
-	for _, m := range t.mirrored {
-		if m.ID != 0 {
-			now = append(now, m.Mirrored)
-		}
-	}
-	return now, errors.Join(errs...)
+// Host is where the host sees what a guest mounts.
+type Host struct {
+	// Mounts is the path of the mount namespace in which it does; "": nowhere.
+	Mounts string
+	// Record keeps a list of what there is, for Unmirror. It is called before a mount is made and after its end; nil: nobody.
+	Record func([]Mirrored) error
+	// Warn hears what could not be mounted; nil: nobody. A guest decides how often, up to a mirrorPace.
+	Warn func(error)
 }
 
-// mirrored is a Mirrored with its source in the tree.
+// mirror is what a tree has mounted in another mount namespace.
+type mirror struct {
+	host  Host
+	dir   *os.File                                       // the tree's root
+	place func(part string) (hostPath string, back bool) // where a part of the tree comes from, and whether mounts on it come back
+
+	turn chan struct{}       // has a value while nobody has it; who waits for a file system keeps it
+	made map[string]mirrored // by the target; whoever has the turn has it
+
+	mu      sync.Mutex // guards the fields below
+	latest  []Mounted
+	due     bool // a timer will bring latest about
+	changes int  // that may come at once
+	last    time.Time
+	ended   bool
+}
+
+// mirrored is a Mirrored with its source in the tree. Without an ID there was an error.
 type mirrored struct {
 	Mirrored
 	source string
 }
 
-// mirror makes one mount. Preconditions: t.mu is held.
-func (t *Tree) mirror(m Mounted) (mirrored, error) {
-	made := mirrored{source: m.Source}
-	part, name, below := strings.Cut(m.Target, "/")
-	l := t.lent[part]
-	if !below || !filepath.IsLocal(name) || !filepath.IsLocal(m.Source) || l == nil || !l.how.Return {
-		return made, fmt.Errorf("%w: no such place was lent for that", fs.ErrPermission)
-	}
-	copied, err := sys.CloneBelow(t.dir, m.Source, sys.MountFlags{NoExec: true, NoDev: true, NoSUID: true})
-	if err != nil {
-		return made, err
-	}
-	defer copied.Close()
-	made.Top, made.Name = l.hostPath, name
-	err = sys.InMountNamespace(t.host, func() (err error) {
-		made.ID, err = sys.AttachBelow(copied, made.Top, made.Name)
-		return err
-	})
-	return made, err
+func newMirror(host Host, dir *os.File, place func(string) (string, bool)) *mirror {
+	m := &mirror{host: host, dir: dir, place: place, turn: make(chan struct{}, 1), made: map[string]mirrored{}, changes: mirrorBurst}
+	m.turn <- struct{}{}
+	return m
 }
 
-// unmirror ends one mount. Preconditions: t.mu is held.
-func (t *Tree) unmirror(target string) error {
-	m := t.mirrored[target]
-	delete(t.mirrored, target)
-	if m.ID == 0 {
-		return nil
+// Mirror has the host see what a guest has mounted below what it was lent with How.Return: it makes the same mounts in the
+// mount namespace that NewTree was given, and ends those that all does not name any more. A guest is believed nothing: what
+// it names is looked for in the tree only, and mounted below the lent directory only; no program of it runs on the host. When
+// Mirror returns it is done, unless the guest changes it too often, or a file system of the host does not answer.
+func (t *Tree) Mirror(all []Mounted) {
+	m := t.mirror
+	if m == nil {
+		return
 	}
-	return sys.InMountNamespace(t.host, func() error { return sys.UnmountBelow(m.Top, m.Name, m.ID) })
+	m.mu.Lock()
+	m.latest = all
+	if now := time.Now(); now.Sub(m.last) > mirrorPace {
+		m.changes = min(mirrorBurst, m.changes+int(min(now.Sub(m.last)/mirrorPace, mirrorBurst)))
+		m.last = now
+	}
+	later := m.due || m.changes == 0
+	if !later {
+		m.changes--
+	} else if !m.due {
+		m.due = true
+		time.AfterFunc(mirrorPace, m.catchUp)
+	}
+	m.mu.Unlock()
+	if !later {
+		m.bounded(func() error { return m.update(all) })
+	}
 }
 
-// unmirrorPart ends the mounts on one part of the tree, or on all for "". Preconditions: t.mu is held.
-func (t *Tree) unmirrorPart(name string) error {
+// catchUp brings about what there was no time for.
+func (m *mirror) catchUp() {
+	m.mu.Lock()
+	all, ended := m.latest, m.ended
+	m.due = false
+	m.mu.Unlock()
+	if !ended {
+		m.bounded(func() error { return m.update(all) })
+	}
+}
+
+// bounded calls f when it has the turn, and waits for both, but not for ever.
+func (m *mirror) bounded(f func() error) {
+	limit := time.NewTimer(mirrorWait)
+	defer limit.Stop()
+	done := make(chan struct{})
+	select {
+	case <-m.turn:
+	case <-limit.C:
+		m.warn(errors.New("a file system of the host still does not answer"))
+		return
+	}
+	go func() {
+		defer close(done)
+		m.warn(f())
+		m.turn <- struct{}{}
+	}()
+	select {
+	case <-done:
+	case <-limit.C:
+		m.warn(errors.New("a file system of the host does not answer"))
+	}
+}
+
+func (m *mirror) warn(err error) {
+	if err != nil && m.host.Warn != nil {
+		m.host.Warn(err)
+	}
+}
+
+// update makes the mounts those of all. Preconditions: the caller has the turn.
+func (m *mirror) update(all []Mounted) error {
 	var errs []error
-	for target := range t.mirrored {
-		if part, _, _ := strings.Cut(target, "/"); name == "" || part == name {
-			errs = append(errs, t.unmirror(target))
+	if len(all) > maxMirrored {
+		errs = append(errs, fmt.Errorf("the guest has %d mounts to show on the host, which are more than %d", len(all), maxMirrored))
+		all = all[:maxMirrored]
+	}
+	wanted := map[string]string{} // the last on a target is the one that shows
+	for _, one := range all {
+		wanted[one.Target] = one.Source
+	}
+	var stale []string
+	for target, made := range m.made {
+		if source, found := wanted[target]; !found || source != made.source {
+			stale = append(stale, target)
+		}
+	}
+	errs = append(errs, m.end(stale))
+
+	var fresh []*newMount
+	for _, one := range all { // in the order in which they were made: one may be on another
+		if _, known := m.made[one.Target]; known || wanted[one.Target] != one.Source {
+			continue
+		}
+		mount, err := m.prepare(one)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("show on the host what is mounted on %q: %w", one.Target, err))
+			m.made[one.Target] = mirrored{source: one.Source} // it is not tried again
+			continue
+		}
+		defer mount.copied.Close()
+		fresh = append(fresh, mount)
+		m.made[one.Target] = mirrored{Mirrored: mount.Mirrored, source: one.Source}
+	}
+	if len(fresh) > 0 {
+		errs = append(errs, m.record(), m.attach(fresh)) // on record before there is anything to end
+	}
+	return errors.Join(errs...)
+}
+
+// newMount is a mount that is about to be made.
+type newMount struct {
+	Mirrored
+	target string
+	copied *os.File
+	before uint64 // the mount that the target is on in the tree; 0: it is not there
+}
+
+// prepare checks and copies what a guest has mounted.
+func (m *mirror) prepare(one Mounted) (*newMount, error) {
+	part, name, below := strings.Cut(one.Target, "/")
+	top, back := m.place(part)
+	if !below || !local(name) || !local(one.Source) || !back {
+		return nil, fmt.Errorf("%w: no such place was lent for that", fs.ErrPermission)
+	}
+	before, err := sys.MountBelow(m.dir, one.Target)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // which it is on another mount of the guest's, that the tree does not have
+		return nil, err
+	}
+	copied, id, err := sys.CloneBelow(m.dir, one.Source, sys.MountFlags{NoExec: true, NoDev: true, NoSUID: true})
+	if err != nil {
+		return nil, err
+	}
+	return &newMount{Mirrored: Mirrored{Top: top, Name: name, ID: id}, target: one.Target, copied: copied, before: before}, nil
+}
+
+// local tells whether a guest's path leads to something below where it begins.
+func local(name string) bool {
+	return filepath.IsLocal(name) && path.Clean(name) == name && name != "."
+}
+
+// attach makes mounts on the host. The tree follows the host's mounts: what it gets of them there is taken out again, or the
+// guest would find it in place of its own mounts.
+func (m *mirror) attach(fresh []*newMount) error {
+	var errs []error
+	err := sys.InMountNamespace(m.host.Mounts, func() error {
+		var errs []error
+		for _, mount := range fresh {
+			errs = append(errs, sys.AttachBelow(mount.copied, mount.Top, mount.Name))
+		}
+		return errors.Join(errs...)
+	})
+	if err != nil {
+		errs = append(errs, fmt.Errorf("show on the host what a guest has mounted: %w", err))
+	}
+	for _, mount := range fresh {
+		if mount.before != 0 {
+			errs = append(errs, sys.DetachOver(m.dir, mount.target, mount.before))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// end ends the mounts on targets, and those on mount points below them.
+func (m *mirror) end(targets []string) error {
+	var all []string
+	for target := range m.made {
+		if slices.ContainsFunc(targets, func(t string) bool { return target == t || strings.HasPrefix(target, t+"/") }) {
+			all = append(all, target)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	slices.SortFunc(all, func(a, b string) int { return len(b) - len(a) }) // what is below comes first
+	err := sys.InMountNamespace(m.host.Mounts, func() error {
+		var errs []error
+		for _, target := range all {
+			if made := m.made[target]; made.ID != 0 {
+				errs = append(errs, sys.UnmountBelow(made.Top, made.Name, made.ID))
+			}
+		}
+		return errors.Join(errs...)
+	})
+	for _, target := range all {
+		delete(m.made, target)
+	}
+	return errors.Join(err, m.record())
+}
+
+// record tells of what there is, or is about to be.
+func (m *mirror) record() error {
+	if m.host.Record == nil {
+		return nil
+	}
+	var all []Mirrored
+	for _, made := range m.made {
+		if made.ID != 0 {
+			all = append(all, made.Mirrored)
+		}
+	}
+	return m.host.Record(all)
+}
+
+// endMirror ends the mounts on one part of the tree, or all for good where it is "".
+func (t *Tree) endMirror(part string) {
+	m := t.mirror
+	if m == nil {
+		return
+	}
+	if part == "" {
+		m.mu.Lock()
+		m.ended = true
+		m.mu.Unlock()
+	}
+	m.bounded(func() error {
+		var targets []string
+		for target := range m.made {
+			if of, _, _ := strings.Cut(target, "/"); part == "" || of == part {
+				targets = append(targets, target)
+			}
+		}
+		return m.end(targets)
+	})
 }
 
 // Unmirror ends what the tree of a process that was killed had mounted in this mount namespace, of which file has the list, as

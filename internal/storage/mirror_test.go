@@ -2,11 +2,13 @@ package storage
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/testenv"
@@ -27,77 +29,118 @@ func lendBack(t *testing.T, tree *Tree, path string) string {
 	return name
 }
 
-// mirrorTree is a tree with the directory own, which has a file, and the volume, which is a mount point that propagates.
-func mirrorTree(t *testing.T) (tree *Tree, own, volume, ownName, volumeName string) {
+// reflection is a tree with the directory own, which has a file, and the volume, which is a mount point that propagates.
+type reflection struct {
+	*Tree
+	t                *testing.T
+	own, volume      string
+	ownPart, volPart string
+	there            []Mirrored // as last recorded
+	warned           []error
+}
+
+func newReflection(t *testing.T) *reflection {
 	t.Helper()
-	tree, err := NewTree(filepath.Join(t.TempDir(), "share"), "/proc/self/ns/mnt")
+	r := &reflection{t: t, own: t.TempDir(), volume: t.TempDir()}
+	var err error
+	r.Tree, err = NewTree(filepath.Join(t.TempDir(), "share"), Host{
+		Mounts: "/proc/self/ns/mnt",
+		Record: func(all []Mirrored) error { r.there = all; return nil },
+		Warn:   func(err error) { r.warned = append(r.warned, err) },
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		if err := tree.Close(); err != nil {
-			t.Error(err)
+	for dir, file := range map[string]string{r.own + "/etc": "file", r.own + "/etc/below": "deep", r.volume + "/point": ""} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
 		}
-	})
-	own, volume = t.TempDir(), t.TempDir()
-	if err := os.MkdirAll(filepath.Join(own, "etc"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	write(t, filepath.Join(own, "etc/file"), "own")
-	if err := os.Mkdir(filepath.Join(volume, "point"), 0o755); err != nil {
-		t.Fatal(err)
+		if file != "" {
+			write(t, filepath.Join(dir, file), "own")
+		}
 	}
 	script := `mount --bind "$0" "$0" && mount --make-shared "$0"`
-	if out, err := exec.Command("/bin/sh", "-c", script, volume).CombinedOutput(); err != nil {
+	if out, err := exec.Command("/bin/sh", "-c", script, r.volume).CombinedOutput(); err != nil {
 		t.Fatalf("make volume: %v: %s", err, out)
 	}
 	t.Cleanup(func() {
-		if err := sys.Unmount(volume); err != nil {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+		if len(r.there) != 0 {
+			t.Errorf("on record in the end: %v", r.there)
+		}
+		if err := sys.Unmount(r.volume); err != nil {
 			t.Error(err)
 		}
 	})
-	ownName, err = lend(tree, own, false, true)
-	if err != nil {
+	if r.ownPart, err = lend(r.Tree, r.own, false, true); err != nil {
 		t.Fatal(err)
 	}
-	return tree, own, volume, ownName, lendBack(t, tree, volume)
+	r.volPart = lendBack(t, r.Tree, r.volume)
+	return r
+}
+
+// guest tells of mounts by the paths below the volume and below own.
+func (r *reflection) guest(pairs ...string) {
+	r.t.Helper()
+	var all []Mounted
+	for i := 0; i < len(pairs); i += 2 {
+		all = append(all, Mounted{Target: r.volPart + "/" + pairs[i], Source: filepath.Join(r.ownPart, pairs[i+1])})
+	}
+	r.Mirror(all)
+}
+
+func (r *reflection) warnedOf(count int) {
+	r.t.Helper()
+	if len(r.warned) != count {
+		r.t.Errorf("warned of %v, want %d errors", r.warned, count)
+	}
+	r.warned = nil
 }
 
 func TestMirror(t *testing.T) {
 	if !testenv.PrivateMounts(t) {
 		return
 	}
-	tree, _, volume, own, part := mirrorTree(t)
-	there, seen := []Mounted{{part + "/point", own + "/etc"}}, filepath.Join(volume, "point/file")
+	r := newReflection(t)
+	point := filepath.Join(r.volume, "point")
 	for range 2 {
-		if now, err := tree.Mirror(there); err != nil || len(now) != 1 {
-			t.Fatalf("mirrored %v, %v", now, err)
-		}
-		holds(t, seen, "own")
+		r.guest("point", "etc")
+		holds(t, filepath.Join(point, "file"), "own")
 	}
+	id := r.there[0].ID
+	gone(t, filepath.Join(r.Path(), r.volPart, "point")) // the guest has its own mount there, and is to keep it
 	table, _ := os.ReadFile("/proc/self/mountinfo")
 	for _, line := range strings.Split(string(table), "\n") {
-		if strings.Contains(line, " "+volume+"/point ") && !strings.Contains(line, "nosuid,nodev,noexec") {
+		if strings.Contains(line, " "+point+" ") && !strings.Contains(line, "nosuid,nodev,noexec") {
 			t.Errorf("mounted as %s, want neither programs nor devices", line)
 		}
 	}
-	// The guest mounts something else there.
-	if _, err := tree.Mirror([]Mounted{{part + "/point", own}}); err != nil {
-		t.Error(err)
+	r.guest("point", "etc", "point", ".") // two on one another: the last shows
+	holds(t, filepath.Join(point, "etc/file"), "own")
+	r.guest("point", "etc", "point", ".")
+	if len(r.there) != 1 || r.there[0].ID == id {
+		t.Errorf("on record is %v, want one mount that is not %d", r.there, id)
 	}
-	holds(t, filepath.Join(volume, "point/etc/file"), "own")
-	if now, err := tree.Mirror(nil); err != nil || len(now) != 0 {
-		t.Errorf("left %v, %v", now, err)
+	id = r.there[0].ID
+	r.guest("point", "etc", "point", ".")
+	if r.there[0].ID != id {
+		t.Error("the same mount was made again")
 	}
-	gone(t, filepath.Join(volume, "point"))
+	r.guest("point", ".", "point/etc", "etc/below") // one on the other
+	holds(t, filepath.Join(point, "etc/deep"), "own")
+	r.guest("point", "etc", "point/below", "etc")
+	holds(t, filepath.Join(point, "below/file"), "own")
+	r.guest()
+	gone(t, point)
 
-	if _, err := tree.Mirror(there); err != nil {
+	r.guest("point", "etc")
+	if err := r.Give(r.volPart); err != nil {
 		t.Error(err)
 	}
-	if err := tree.Give(part); err != nil {
-		t.Error(err)
-	}
-	gone(t, filepath.Join(volume, "point"))
+	gone(t, point)
+	r.warnedOf(0)
 }
 
 // gone checks that nothing is mounted on a mount point, or left in it.
@@ -113,10 +156,10 @@ func TestMirrorHostile(t *testing.T) {
 	if !testenv.PrivateMounts(t) {
 		return
 	}
-	tree, own, volume, ownName, part := mirrorTree(t)
-	outside := t.TempDir()
+	r := newReflection(t)
+	own, part, outside := r.ownPart, r.volPart, t.TempDir()
 	for link, to := range map[string]string{
-		filepath.Join(volume, "way"): outside, filepath.Join(own, "root"): "/", filepath.Join(volume, "up"): "..",
+		filepath.Join(r.volume, "way"): outside, filepath.Join(r.own, "root"): "/", filepath.Join(r.volume, "up"): "..",
 	} {
 		if err := os.Symlink(to, link); err != nil {
 			t.Fatal(err)
@@ -124,36 +167,70 @@ func TestMirrorHostile(t *testing.T) {
 	}
 	before, _ := os.ReadFile("/proc/self/mountinfo")
 	for _, m := range []Mounted{
-		{ownName + "/etc", ownName}, // lent, but not for mounts
-		{part, ownName}, {part + "/", ownName}, {part + "/.", ownName}, {part + "/..", ownName}, {part + "/../" + ownName, ownName},
-		{part + "/way", ownName}, {part + "/up", ownName}, {part + "/up/x", ownName}, {part + "//" + outside, ownName},
-		{part + "/point", ""}, {part + "/point", ".."}, {part + "/point", "/"}, {part + "/point", ownName + "/../.."}, {part + "/point", ownName + "/root"},
-		{part + "/point", ownName + "/root/etc"}, {part + "/point", "17"}, {"17/point", ownName}, {"", ownName}, {"/", "/"}, {part + "/none", ownName},
-		{part + "/point\x00", ownName}, {part + "/" + strings.Repeat("x/", 3000), ownName},
+		{own + "/etc", own}, // lent, but not for mounts
+		{part, own}, {part + "/", own}, {part + "/.", own}, {part + "/..", own}, {part + "/../" + own, own}, {part + "/point/.", own},
+		{part + "/way", own}, {part + "/up", own}, {part + "/up/x", own}, {part + "//" + outside, own},
+		{part + "/point", ""}, {part + "/point", "."}, {part + "/point", ".."}, {part + "/point", "/"}, {part + "/point", own + "/../.."},
+		{part + "/point", own + "/root"}, {part + "/point", own + "/root/etc"}, {part + "/point", "17"},
+		{"17/point", own}, {"", own}, {"/", "/"}, {part + "/none", own}, {part + "/point\x00", own}, {part + "/" + strings.Repeat("x/", 3000), own},
 	} {
-		now, err := tree.Mirror([]Mounted{m})
-		if m.Target == part+"/." { // the volume itself, which is in it
-			tree.Mirror(nil)
-			continue
+		r.Tree.mirror.changes = mirrorBurst
+		r.Mirror([]Mounted{m})
+		if len(r.warned) == 0 {
+			t.Errorf("mirrored %+v", m)
 		}
-		if err == nil || len(now) != 0 {
-			t.Errorf("mirrored %+v: %v", m, now)
-		}
-		if _, err := tree.Mirror([]Mounted{m}); err != nil {
-			t.Errorf("told twice that %+v fails: %v", m, err)
-		}
+		r.warned = nil
+		r.Mirror([]Mounted{m})
+		r.warnedOf(0) // of the same once
 	}
-	tree.Mirror(nil)
+	r.Tree.mirror.changes = mirrorBurst
+	r.guest()
 	if after, _ := os.ReadFile("/proc/self/mountinfo"); string(after) != string(before) {
 		t.Errorf("mounts before:\n%s\nafter:\n%s", before, after)
 	}
-	var many []Mounted
-	for range maxMirrored + 1 {
-		many = append(many, Mounted{part + "/point", ownName})
+}
+
+// TestMirrorMany bounds how much and how often a guest mounts.
+func TestMirrorMany(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
 	}
-	if now, err := tree.Mirror(many); err == nil || len(now) != 1 {
-		t.Errorf("of too many mounts %d were made, %v", len(now), err)
+	r := newReflection(t)
+	var pairs []string
+	for i := range maxMirrored + 5 {
+		name := fmt.Sprint(i)
+		if err := os.Mkdir(filepath.Join(r.volume, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		pairs = append(pairs, name, "etc")
 	}
+	r.guest(pairs...)
+	if len(r.there) != maxMirrored {
+		t.Errorf("made %d mounts, want %d", len(r.there), maxMirrored)
+	}
+	r.warnedOf(1)
+	r.guest()
+
+	for i := range 3 * mirrorBurst {
+		r.guest("point", []string{".", "etc"}[i%2])
+	}
+	r.guest("0", "etc")
+	if len(r.there) == 1 && r.there[0].Name == "0" {
+		t.Error("a guest that changes its mounts all the time has the host do the same")
+	}
+	for end := time.Now().Add(20 * time.Second); !exists(filepath.Join(r.volume, "0/file")); {
+		if time.Now().After(end) {
+			t.Fatal("the last change does not come about")
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	gone(t, filepath.Join(r.volume, "point"))
+	r.endMirror("") // and waits for a change that is on its way
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // TestUnmirror ends the mounts of a process that could not, and nobody else's.
@@ -161,26 +238,22 @@ func TestUnmirror(t *testing.T) {
 	if !testenv.PrivateMounts(t) {
 		return
 	}
-	tree, own, volume, ownName, part := mirrorTree(t)
-	list := filepath.Join(t.TempDir(), "list")
+	r := newReflection(t)
+	list, point := filepath.Join(t.TempDir(), "list"), filepath.Join(r.volume, "point")
 	if err := Unmirror(list); err != nil {
 		t.Errorf("without a list: %v", err)
 	}
-	now, err := tree.Mirror([]Mounted{{part + "/point", ownName + "/etc"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	data, err := json.Marshal(now)
+	r.guest("point", "etc")
+	data, err := json.Marshal(r.there)
 	if err != nil {
 		t.Fatal(err)
 	}
 	write(t, list, string(data))
-	point := filepath.Join(volume, "point")
 	if err := Unmirror(list); err != nil {
 		t.Error(err)
 	}
 	gone(t, point)
-	if out, err := exec.Command("mount", "--bind", own, point).CombinedOutput(); err != nil {
+	if out, err := exec.Command("mount", "--bind", r.own, point).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
 	if err := Unmirror(list); err != nil {

@@ -29,15 +29,14 @@ type Tree struct {
 	lent  map[string]*lent // those of names that Lend gave out
 	next  int              // the last number that Lend gave out for a name
 
-	host     string              // path of the mount namespace that Mirror mounts in; "": it does nothing
-	mirrored map[string]mirrored // by the target
+	mirror *mirror // nil where the host sees no mounts of the guest's; has locks of its own
 }
 
 // NewTree makes a tree at dir, which is created. The process must have a mount namespace of its own (it
 // was started with CLONE_NEWNS and called sys.PrivateMounts), so that nobody else sees the tree and it
-// is gone, however the process ends. host is the path of the mount namespace that Mirror mounts in, "" for none. Close undoes
-// NewTree and all that was added.
-func NewTree(dir, host string) (*Tree, error) {
+// is gone, however the process ends. host is where the host sees what the guest mounts. Close undoes NewTree and all that was
+// added.
+func NewTree(dir string, host Host) (*Tree, error) {
 	if err := ownMounts(); err != nil {
 		return nil, fmt.Errorf("make share tree: %w", err)
 	}
@@ -60,9 +59,11 @@ func NewTree(dir, host string) (*Tree, error) {
 		}
 		return nil, fmt.Errorf("make share tree: %w", errors.Join(err, sys.Unmount(dir), os.Remove(dir)))
 	}
-	return &Tree{
-		path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}, host: host, mirrored: map[string]mirrored{},
-	}, nil
+	t := &Tree{path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}}
+	if host.Mounts != "" {
+		t.mirror = newMirror(host, root, t.place)
+	}
+	return t, nil
 }
 
 // ownMounts refuses to go on in the mount namespace of the parent process or of the host's init: the
@@ -85,6 +86,17 @@ func ownMounts() error {
 		}
 	}
 	return nil
+}
+
+// place is where a part of the tree comes from, and whether mounts on it come back.
+func (t *Tree) place(part string) (hostPath string, back bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	l := t.lent[part]
+	if l == nil {
+		return "", false
+	}
+	return l.hostPath, l.how.Return
 }
 
 // Path is the directory of the tree, for the file service.
@@ -130,12 +142,13 @@ func (t *Tree) remove(name string) error {
 
 // Close takes everything out of the tree and removes it. It is idempotent.
 func (t *Tree) Close() error {
+	t.endMirror("")
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.dir == nil {
 		return nil
 	}
-	errs := []error{t.unmirrorPart("")}
+	var errs []error
 	for name := range t.names {
 		errs = append(errs, t.remove(name))
 	}

@@ -19,7 +19,7 @@ import (
 // newTree makes a tree in a mount namespace that the test alone has.
 func newTree(t *testing.T) *Tree {
 	t.Helper()
-	tree, err := NewTree(filepath.Join(t.TempDir(), "share"), "/proc/self/ns/mnt")
+	tree, err := NewTree(filepath.Join(t.TempDir(), "share"), Host{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -242,7 +242,7 @@ func TestCloseUndoesEverything(t *testing.T) {
 	src := t.TempDir()
 	write(t, filepath.Join(src, "file"), "mine")
 	dir := filepath.Join(t.TempDir(), "share")
-	tree, err := NewTree(dir, "")
+	tree, err := NewTree(dir, Host{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,7 +275,7 @@ func TestCloseUndoesEverything(t *testing.T) {
 func TestNewTreeNeedsOwnMounts(t *testing.T) {
 	testenv.NeedRoot(t)
 	dir := filepath.Join(t.TempDir(), "share")
-	tree, err := NewTree(dir, "")
+	tree, err := NewTree(dir, Host{})
 	if err == nil {
 		tree.Close()
 		t.Fatal("made a tree in the mount namespace of the parent")

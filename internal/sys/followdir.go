@@ -30,6 +30,11 @@ func FollowDir(dir *os.File, changed func()) (stop func(), err error) {
 		events.Close()
 		return nil, fmt.Errorf("follow %s: %w", dir.Name(), err)
 	}
+	raw, err := events.SyscallConn()
+	if err != nil {
+		events.Close()
+		return nil, fmt.Errorf("follow %s: %w", dir.Name(), err)
+	}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
@@ -39,14 +44,13 @@ func FollowDir(dir *os.File, changed func()) (stop func(), err error) {
 				return // closed
 			}
 			time.Sleep(gather)
-			for events.SetReadDeadline(time.Now()) == nil { // what has come meanwhile
-				if _, err := events.Read(buffer); err != nil {
-					break
+			_ = raw.Read(func(fd uintptr) bool { // what has come meanwhile
+				for n := 1; n > 0 && err == nil; {
+					n, err = unix.Read(int(fd), buffer)
 				}
-			}
-			if events.SetReadDeadline(time.Time{}) != nil {
-				return
-			}
+				err = nil
+				return true
+			})
 			changed()
 		}
 	}()

@@ -9,29 +9,59 @@ import (
 )
 
 // CloneBelow is CloneMount for name below the open directory dir, which no part of name leads out of, without what is
-// mounted further below.
-func CloneBelow(dir *os.File, name string, flags MountFlags) (*os.File, error) {
+// mounted further below. id is the copy's, for UnmountBelow.
+func CloneBelow(dir *os.File, name string, flags MountFlags) (copied *os.File, id uint64, err error) {
 	source, err := openBelow(int(dir.Fd()), name)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer unix.Close(source)
-	return cloneMount(source, name, false, flags)
+	if copied, err = cloneMount(source, name, false, flags); err != nil {
+		return nil, 0, err
+	}
+	if id, err = mountID(int(copied.Fd())); err != nil {
+		copied.Close()
+		return nil, 0, err
+	}
+	return copied, id, nil
 }
 
 // AttachBelow puts a detached mount over name below the directory top, in this thread's mount namespace. No part of name
-// leads out of top, and neither follows symlinks. id is the mount's, for UnmountBelow.
-func AttachBelow(mount *os.File, top, name string) (id uint64, err error) {
+// leads out of top, and neither follows symlinks.
+func AttachBelow(mount *os.File, top, name string) error {
 	point, err := openAt(top, name)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer unix.Close(point)
 	err = unix.MoveMount(int(mount.Fd()), "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	if err != nil {
-		return 0, fmt.Errorf("mount on %s: %w", name, err)
+		return fmt.Errorf("mount on %s: %w", name, err)
 	}
-	return mountID(int(mount.Fd()))
+	return nil
+}
+
+// MountBelow is the id of the mount that name below the open directory dir is on.
+func MountBelow(dir *os.File, name string) (id uint64, err error) {
+	point, err := openBelow(int(dir.Fd()), name)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(point)
+	return mountID(point)
+}
+
+// DetachOver takes away what is mounted on name below the open directory dir where that is not the mount before.
+func DetachOver(dir *os.File, name string, before uint64) error {
+	point, err := openBelow(int(dir.Fd()), name)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(point)
+	if now, err := mountID(point); err != nil || now == before {
+		return err
+	}
+	return detach(point, name)
 }
 
 // UnmountBelow undoes AttachBelow. Where something else is mounted now, or nothing, it does nothing.
@@ -47,6 +77,11 @@ func UnmountBelow(top, name string, id uint64) error {
 	if now, err := mountID(point); err != nil || now != id {
 		return err
 	}
+	return detach(point, name)
+}
+
+// detach unmounts the mount whose root is open as point.
+func detach(point int, name string) error {
 	if err := unix.Unmount(fmt.Sprintf("/proc/thread-self/fd/%d", point), unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("unmount %s: %w", name, err)
 	}

@@ -23,14 +23,14 @@ import (
 )
 
 // flushWait bounds the wait at a process' end for a collector to take the last spans.
-const flushWait = 2 * time.Second
+const flushWait = 500 * time.Millisecond
 
 // Start begins to trace where OTEL_EXPORTER_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_TRACES_ENDPOINT names a collector, and does
 // nothing where neither does, or OTEL_SDK_DISABLED or OTEL_TRACES_EXPORTER=none says so (OpenTelemetry's specification,
 // "Environment Variable Specification" and "OpenTelemetry Protocol Exporter"; the other variables named there are followed,
 // except that the service has the name given here: engines hand on their own). No request fails or waits for want of the
 // collector: what it does not take in time is lost, with a line in the log, and so is all where the environment is wrong. stop
-// sends what is left and waits at most 2 seconds for it.
+// sends what is left and waits at most half a second for it.
 func Start(service, version string, log *slog.Logger) (stop func()) {
 	if !wanted(os.Getenv) {
 		return func() {}

@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"testing"
+	"time"
 )
 
 // TestMountsComeBack has the host see what a container mounts on a volume that propagates its mounts.
@@ -45,7 +46,14 @@ func TestMountsComeBack(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(point, "a file")); err != nil {
 		t.Errorf("the host does not see what the container has mounted: %v", err)
 	}
-	expect(t, "seen in the container", c.exec("ls -d '/volume/point/a file'"), "/volume/point/a file\n")
+	// The guest looks its directory up anew after a second: it must not find the host's mount there in place of its own.
+	for range 3 {
+		time.Sleep(1500 * time.Millisecond)
+		expect(t, "seen in the container", c.exec("ls -d '/volume/point/a file' && grep -c ' /volume/point ' /proc/self/mountinfo"), "/volume/point/a file\n1\n")
+		if _, err := os.Stat(filepath.Join(point, "a file")); err != nil {
+			t.Fatalf("the host does not see it any more: %v", err)
+		}
+	}
 	c.exec("umount /volume/point")
 	expect(t, "files on the host after the end of the mount", seen(), 0)
 	c.exec("mount -t tmpfs none /volume/point && touch /volume/point/x")

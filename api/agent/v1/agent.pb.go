@@ -2511,9 +2511,11 @@ func (*OOM) Descriptor() ([]byte, []int) {
 }
 
 type PutFilesRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`   // of the directory in FilesDir, at most 36 of [a-zA-Z0-9_.-]
-	Files         []*File                `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"` // parents before what is in them, the directory itself first, as "."; at most 1,024
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`   // of the directory in FilesDir, at most 36 of [a-zA-Z0-9_.-]
+	Files []*File                `protobuf:"bytes,2,rep,name=files,proto3" json:"files,omitempty"` // parents before what is in them, the directory itself first, as "."; at most 1,024
+	// A request with a lower number than the last one for the directory does nothing: it was overtaken.
+	Number        uint64 `protobuf:"varint,3,opt,name=number,proto3" json:"number,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2560,6 +2562,13 @@ func (x *PutFilesRequest) GetFiles() []*File {
 		return x.Files
 	}
 	return nil
+}
+
+func (x *PutFilesRequest) GetNumber() uint64 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
 }
 
 // File is a regular file, a directory or a symlink.
@@ -2946,10 +2955,11 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04Exit\x12\x16\n" +
 	"\x06status\x18\x01 \x01(\rR\x06status\x12&\n" +
 	"\x0ftime_unix_nanos\x18\x02 \x01(\x03R\rtimeUnixNanos\"\x05\n" +
-	"\x03OOM\"P\n" +
+	"\x03OOM\"h\n" +
 	"\x0fPutFilesRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12)\n" +
-	"\x05files\x18\x02 \x03(\v2\x13.husk.agent.v1.FileR\x05files\"\x9c\x01\n" +
+	"\x05files\x18\x02 \x03(\v2\x13.husk.agent.v1.FileR\x05files\x12\x16\n" +
+	"\x06number\x18\x03 \x01(\x04R\x06number\"\x9c\x01\n" +
 	"\x04File\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\x12\x10\n" +

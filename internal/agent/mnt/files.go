@@ -29,17 +29,17 @@ type Files struct {
 
 	mu      sync.Mutex // held over every change; guards the fields below
 	mounted bool
-	names   map[string]bool
+	names   map[string]uint64 // the number of the last Put
 }
 
 // NewFiles makes directories below dir, which it mounts when there is something to put there.
 func NewFiles(dir string) *Files {
-	return &Files{dir: dir, names: map[string]bool{}}
+	return &Files{dir: dir, names: map[string]uint64{}}
 }
 
 // Put makes the directory called name what all says, in an order in which nobody sees a part of a change: new files, then each
-// symlink by renaming, and then what is gone goes.
-func (f *Files) Put(name string, all []*agentv1.File) error {
+// symlink by renaming, and then what is gone goes. One with a lower number than an earlier one does nothing.
+func (f *Files) Put(name string, number uint64, all []*agentv1.File) error {
 	if !named(name, maxTag) || name[0] == '.' || name[0] == '-' {
 		return fmt.Errorf("directory of files %q: %w", name, ErrInvalid)
 	}
@@ -51,6 +51,10 @@ func (f *Files) Put(name string, all []*agentv1.File) error {
 	if err := f.begin(name); err != nil {
 		return fmt.Errorf("directory of files %q: %w", name, err)
 	}
+	if number < f.names[name] {
+		return nil
+	}
+	f.names[name] = number
 	root, err := os.OpenRoot(filepath.Join(f.dir, name))
 	if err != nil {
 		return fmt.Errorf("directory of files %q: %w", name, err)
@@ -64,7 +68,7 @@ func (f *Files) Put(name string, all []*agentv1.File) error {
 
 // begin makes an empty directory where there is none yet.
 func (f *Files) begin(name string) error {
-	if f.names[name] {
+	if _, made := f.names[name]; made {
 		return nil
 	}
 	if len(f.names) == maxCopies {
@@ -82,7 +86,7 @@ func (f *Files) begin(name string) error {
 	if err := os.Mkdir(filepath.Join(f.dir, name), 0o700); err != nil {
 		return err
 	}
-	f.names[name] = true
+	f.names[name] = 0
 	return nil
 }
 

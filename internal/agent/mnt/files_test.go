@@ -1,6 +1,7 @@
 package mnt
 
 import (
+	"encoding/binary"
 	"errors"
 	"io/fs"
 	"os"
@@ -44,9 +45,11 @@ func TestPutFiles(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "files")
 	f := NewFiles(dir)
 	t.Cleanup(func() { _ = syscall.Unmount(dir, syscall.MNT_DETACH) })
+	number := uint64(0)
 	must := func(all []*agentv1.File) {
 		t.Helper()
-		if err := f.Put("conf", all); err != nil {
+		number++
+		if err := f.Put("conf", number, all); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -72,35 +75,32 @@ func TestPutFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer root.Close()
-	// A change is there as a whole when the first that it changes is told of; the same again is no change.
-	seen := make(chan string, 100)
-	stop, err := sys.FollowDir(root, func() {
-		data, _ := os.ReadFile(key)
-		seen <- string(data)
-	})
+	// Who hears of names in the order in which they come finds what is new complete by the time of "..data".
+	events, err := syscall.InotifyInit1(syscall.IN_CLOEXEC | syscall.IN_NONBLOCK)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer stop()
+	defer syscall.Close(events)
+	if _, err := syscall.InotifyAddWatch(events, root.Name(), syscall.IN_CREATE|syscall.IN_MOVED_TO|syscall.IN_DELETE); err != nil {
+		t.Fatal(err)
+	}
 	must(version("..2", "two"))
-	if got := <-seen; got != "two" {
-		t.Errorf("when the change was told of the key held %q", got)
+	if got, want := names(t, events), "create ..2, create ..data_tmp, move ..data, delete ..1"; got != want {
+		t.Errorf("told of %s, want %s", got, want)
 	}
 	content("two")
 	entries, _ := os.ReadDir(filepath.Join(dir, "conf"))
 	if len(entries) != 3 {
 		t.Errorf("left %v, want ..2, ..data and key", entries)
 	}
-	const quiet = 100 * time.Millisecond // what is told of comes much sooner
-	time.Sleep(quiet)
-	for len(seen) > 0 {
-		<-seen
-	}
 	must(version("..2", "two"))
-	time.Sleep(quiet)
-	if len(seen) > 0 {
-		t.Error("a change was told of where there was none")
+	if got := names(t, events); got != "" {
+		t.Errorf("told of %s where there was no change", got)
 	}
+	if err := f.Put("conf", number-1, version("..3", "overtaken")); err != nil {
+		t.Error(err)
+	}
+	content("two")
 
 	// Anything may take the place of anything.
 	must([]*agentv1.File{dirFile("."), regular("..2", "a file now"), dirFile("key"), regular("key/in", "x"), regular("..data", "y")})
@@ -112,6 +112,28 @@ func TestPutFiles(t *testing.T) {
 	if _, err := os.Lstat(key); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the last file is still there: %v", err)
 	}
+}
+
+// names reads what inotify(7) tells of.
+func names(t *testing.T, events int) string {
+	t.Helper()
+	buffer := make([]byte, 4096)
+	n, err := syscall.Read(events, buffer)
+	if errors.Is(err, syscall.EAGAIN) {
+		return ""
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []string
+	for at := 0; at < n; {
+		mask, length := binary.NativeEndian.Uint32(buffer[at+4:]), int(binary.NativeEndian.Uint32(buffer[at+12:]))
+		what := map[uint32]string{syscall.IN_CREATE: "create", syscall.IN_MOVED_TO: "move", syscall.IN_DELETE: "delete"}[mask&syscall.IN_ALL_EVENTS]
+		name, _, _ := strings.Cut(string(buffer[at+16:at+16+length]), "\x00")
+		all = append(all, what+" "+name)
+		at += 16 + length
+	}
+	return strings.Join(all, ", ")
 }
 
 func TestPutFilesInvalid(t *testing.T) {
@@ -129,7 +151,7 @@ func TestPutFilesInvalid(t *testing.T) {
 		"not clean": {dirFile("."), regular("a/../b", "x")}, "too many": make([]*agentv1.File, maxFiles+1),
 		"..": {dirFile(".")}, "a/b": {dirFile(".")}, "": {dirFile(".")}, strings.Repeat("n", maxTag+1): {dirFile(".")},
 	} {
-		if err := f.Put(name, all); err == nil {
+		if err := f.Put(name, 1, all); err == nil {
 			t.Errorf("put %q", name)
 		}
 	}
@@ -137,10 +159,10 @@ func TestPutFilesInvalid(t *testing.T) {
 		t.Errorf("a file outside: %v", err)
 	}
 	// A symlink that is there already leads nowhere either.
-	if err := f.Put("later", []*agentv1.File{dirFile("."), symlink("way", filepath.Dir(dir))}); err != nil {
+	if err := f.Put("later", 1, []*agentv1.File{dirFile("."), symlink("way", filepath.Dir(dir))}); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.Put("later", []*agentv1.File{dirFile("."), symlink("way", filepath.Dir(dir)), regular("way/outside", "x")}); err == nil {
+	if err := f.Put("later", 1, []*agentv1.File{dirFile("."), symlink("way", filepath.Dir(dir)), regular("way/outside", "x")}); err == nil {
 		t.Error("wrote through a symlink")
 	}
 	if _, err := os.Lstat(outside); !errors.Is(err, fs.ErrNotExist) {

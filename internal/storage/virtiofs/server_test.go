@@ -277,7 +277,7 @@ func TestSeesLaterShares(t *testing.T) {
 	if err := sys.PrivateMounts(); err != nil {
 		t.Fatal(err)
 	}
-	tree, err := storage.NewTree(filepath.Join(t.TempDir(), "share"), "")
+	tree, err := storage.NewTree(filepath.Join(t.TempDir(), "share"), storage.Host{})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -217,7 +217,9 @@ case_restart_always() {
 	becomes crash '{.status.containerStatuses[0].restartCount}' 2
 	field crash '{.status.containerStatuses[0].lastState.terminated.exitCode}'
 	field crash '{.status.containerStatuses[0].lastState.terminated.reason}'
-	k logs crash | head -n 2 # of the last run, which has ended: the one before is removed about now
+	# Of the last run, which is counted before it has written anything; the one before is removed about now.
+	until_true 300 sh -c "'$programs/kubectl' --kubeconfig '$work/kubeconfig' -n $runtime logs crash | grep -q run"
+	k logs crash | head -n 2
 }
 
 case_restart_on_failure() {
@@ -343,6 +345,32 @@ case_projected() {
 	k create configmap settings --from-literal=colour=blue --from-literal=size=small --dry-run=client -o yaml | k apply -f - >/dev/null 2>&1
 	until_true 300 inside projected 'grep blue /all/colour'
 	inside projected 'cd /all; ls; cat colour size; cat /one'
+}
+
+case_bidirectional() {
+	local dir=$work/host/$runtime/shared
+	mkdir -p "$dir"/{ours,theirs} "$dir-source/mounted by the host"
+	mount --bind "$dir" "$dir"
+	mount --make-shared "$dir"
+	pod mounts <<-YAML
+		volumes: [{name: shared, hostPath: {path: $dir, type: Directory}}]
+		containers:
+		- name: main
+		  image: busybox
+		  command: [sleep, "1000"]
+		  securityContext: {privileged: true}
+		  volumeMounts: [{name: shared, mountPath: /shared, mountPropagation: Bidirectional}]
+	YAML
+	ready mounts
+	inside mounts 'mount --bind /bin /shared/theirs && ls /shared/theirs | grep -x sh'
+	find "$dir/theirs" -name sh -printf '%f on the host\n'
+	mount --bind "$dir-source" "$dir/ours"
+	inside mounts 'ls /shared/ours'
+	umount "$dir/ours"
+	inside mounts 'umount /shared/theirs; ls /shared/ours /shared/theirs'
+	find "$dir" -printf '%P\n'
+	k delete pod mounts --wait >/dev/null
+	umount "$dir"
 }
 
 case_streams() {
