@@ -30,7 +30,7 @@ func plan(t *testing.T, change func(*specs.Spec)) (*Plan, string, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := MakePlan(b, PlanOptions{ShareDir: "/guest/share", Name: "c", MemoryDir: "/guest/memory"})
+	p, err := MakePlan(b, PlanOptions{ShareDir: "/guest/share", Name: "c", MemoryDir: "/guest/memory", FilesDir: "/guest/files"})
 	if after, _ := json.Marshal(b); string(after) != string(before) {
 		t.Error("MakePlan changed the bundle")
 	}
