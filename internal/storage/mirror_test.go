@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -35,19 +36,45 @@ type reflection struct {
 	t                *testing.T
 	own, volume      string
 	ownPart, volPart string
-	there            []Mirrored // as last recorded
-	warned           []error
+
+	mu     sync.Mutex // guards the fields below
+	there  []Mirrored // as last recorded
+	warned []error
+}
+
+func (r *reflection) recorded() []Mirrored {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.there
+}
+
+func (r *reflection) record(all []Mirrored) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.there = all
+	return nil
+}
+
+func (r *reflection) warn(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.warned = append(r.warned, err)
+}
+
+// warnings returns what has been warned of since the last time.
+func (r *reflection) warnings() []error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	all := r.warned
+	r.warned = nil
+	return all
 }
 
 func newReflection(t *testing.T) *reflection {
 	t.Helper()
 	r := &reflection{t: t, own: t.TempDir(), volume: t.TempDir()}
 	var err error
-	r.Tree, err = NewTree(filepath.Join(t.TempDir(), "share"), Host{
-		Mounts: "/proc/self/ns/mnt",
-		Record: func(all []Mirrored) error { r.there = all; return nil },
-		Warn:   func(err error) { r.warned = append(r.warned, err) },
-	})
+	r.Tree, err = NewTree(filepath.Join(t.TempDir(), "share"), Host{Mounts: "/proc/self/ns/mnt", Record: r.record, Warn: r.warn})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,8 +94,8 @@ func newReflection(t *testing.T) *reflection {
 		if err := r.Close(); err != nil {
 			t.Error(err)
 		}
-		if len(r.there) != 0 {
-			t.Errorf("on record in the end: %v", r.there)
+		if all := r.recorded(); len(all) != 0 {
+			t.Errorf("on record in the end: %v", all)
 		}
 		if err := sys.Unmount(r.volume); err != nil {
 			t.Error(err)
@@ -93,10 +120,9 @@ func (r *reflection) guest(pairs ...string) {
 
 func (r *reflection) warnedOf(count int) {
 	r.t.Helper()
-	if len(r.warned) != count {
-		r.t.Errorf("warned of %v, want %d errors", r.warned, count)
+	if all := r.warnings(); len(all) != count {
+		r.t.Errorf("warned of %v, want %d errors", all, count)
 	}
-	r.warned = nil
 }
 
 func TestMirror(t *testing.T) {
@@ -109,7 +135,7 @@ func TestMirror(t *testing.T) {
 		r.guest("point", "etc")
 		holds(t, filepath.Join(point, "file"), "own")
 	}
-	id := r.there[0].ID
+	id := r.recorded()[0].ID
 	gone(t, filepath.Join(r.Path(), r.volPart, "point")) // the guest has its own mount there, and is to keep it
 	table, _ := os.ReadFile("/proc/self/mountinfo")
 	for _, line := range strings.Split(string(table), "\n") {
@@ -120,12 +146,12 @@ func TestMirror(t *testing.T) {
 	r.guest("point", "etc", "point", ".") // two on one another: the last shows
 	holds(t, filepath.Join(point, "etc/file"), "own")
 	r.guest("point", "etc", "point", ".")
-	if len(r.there) != 1 || r.there[0].ID == id {
-		t.Errorf("on record is %v, want one mount that is not %d", r.there, id)
+	if all := r.recorded(); len(all) != 1 || all[0].ID == id {
+		t.Errorf("on record is %v, want one mount that is not %d", all, id)
 	}
-	id = r.there[0].ID
+	id = r.recorded()[0].ID
 	r.guest("point", "etc", "point", ".")
-	if r.there[0].ID != id {
+	if r.recorded()[0].ID != id {
 		t.Error("the same mount was made again")
 	}
 	r.guest("point", ".", "point/etc", "etc/below") // one on the other
@@ -176,10 +202,9 @@ func TestMirrorHostile(t *testing.T) {
 	} {
 		r.Tree.mirror.changes = mirrorBurst
 		r.Mirror([]Mounted{m})
-		if len(r.warned) == 0 {
+		if len(r.warnings()) == 0 {
 			t.Errorf("mirrored %+v", m)
 		}
-		r.warned = nil
 		r.Mirror([]Mounted{m})
 		r.warnedOf(0) // of the same once
 	}
@@ -205,8 +230,8 @@ func TestMirrorMany(t *testing.T) {
 		pairs = append(pairs, name, "etc")
 	}
 	r.guest(pairs...)
-	if len(r.there) != maxMirrored {
-		t.Errorf("made %d mounts, want %d", len(r.there), maxMirrored)
+	if n := len(r.recorded()); n != maxMirrored {
+		t.Errorf("made %d mounts, want %d", n, maxMirrored)
 	}
 	r.warnedOf(1)
 	r.guest()
@@ -215,7 +240,7 @@ func TestMirrorMany(t *testing.T) {
 		r.guest("point", []string{".", "etc"}[i%2])
 	}
 	r.guest("0", "etc")
-	if len(r.there) == 1 && r.there[0].Name == "0" {
+	if all := r.recorded(); len(all) == 1 && all[0].Name == "0" {
 		t.Error("a guest that changes its mounts all the time has the host do the same")
 	}
 	for end := time.Now().Add(20 * time.Second); !exists(filepath.Join(r.volume, "0/file")); {
@@ -244,7 +269,7 @@ func TestUnmirror(t *testing.T) {
 		t.Errorf("without a list: %v", err)
 	}
 	r.guest("point", "etc")
-	data, err := json.Marshal(r.there)
+	data, err := json.Marshal(r.recorded())
 	if err != nil {
 		t.Fatal(err)
 	}

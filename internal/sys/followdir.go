@@ -45,10 +45,9 @@ func FollowDir(dir *os.File, changed func()) (stop func(), err error) {
 			}
 			time.Sleep(gather)
 			_ = raw.Read(func(fd uintptr) bool { // what has come meanwhile
-				for n := 1; n > 0 && err == nil; {
-					n, err = unix.Read(int(fd), buffer)
+				for n := 1; n > 0; {
+					n, _ = unix.Read(int(fd), buffer) // -1 where there is nothing
 				}
-				err = nil
 				return true
 			})
 			changed()
