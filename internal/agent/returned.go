@@ -24,11 +24,9 @@ func (a *Agent) reportMounts() {
 		a.returned.mu.Lock()
 		a.returned.on, a.returned.told = true, &agentv1.Mounts{}
 		a.returned.mu.Unlock()
-		go func() {
-			if err := sys.FollowMounts(a.tellMounts); err != nil {
-				a.log.Warn("mounts of containers are told of when a process ends only", "error", err)
-			}
-		}()
+		if _, err := sys.FollowMounts(a.tellMounts); err != nil {
+			a.log.Warn("mounts of containers are told of when a process ends only", "error", err)
+		}
 	})
 }
 

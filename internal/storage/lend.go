@@ -3,9 +3,11 @@ package storage
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -18,6 +20,7 @@ type lent struct {
 	file     os.FileInfo // of hostPath when it was lent
 	how      How
 	users    int
+	below    map[string]string // ids of the host's mounts below it, by path, where they are followed; else nil
 }
 
 // How is the way in which the guest sees a file of the host.
@@ -48,6 +51,7 @@ type Copy struct {
 	mount    *os.File
 	hostPath string
 	how      How
+	below    []string // what is mounted below it and copied with it, where that is followed
 }
 
 // CopyOf takes hold of the file or directory hostPath, an absolute path without symlinks, as this thread's mount
@@ -56,12 +60,8 @@ func CopyOf(hostPath string, how How) (*Copy, error) {
 	if !filepath.IsAbs(hostPath) {
 		return nil, fmt.Errorf("share %q with the guest: the path is not absolute", hostPath)
 	}
-	// The flags beside those of how are about this host: what a guest writes must not run here, nor open a device of
-	// the host. The guest applies its own.
-	flags := sys.MountFlags{
-		ReadOnly: how.ReadOnly && !how.TopOnly, ReadOnlyTop: how.ReadOnly && how.TopOnly, Follow: how.Follow,
-		NoExec: true, NoDev: true, NoSUID: true,
-	}
+	flags := how.flags()
+	flags.ReadOnlyTop = how.ReadOnly && how.TopOnly
 	if len(how.UIDs)+len(how.GIDs) > 0 {
 		ns, err := sys.NewUserNS(how.UIDs, how.GIDs)
 		if err != nil {
@@ -70,6 +70,14 @@ func CopyOf(hostPath string, how How) (*Copy, error) {
 		defer ns.Close()
 		flags.UserNS = ns
 	}
+	var below []string
+	if how.Follow && how.Recursive {
+		table, err := sys.MountTable()
+		if err != nil {
+			return nil, fmt.Errorf("share %s with the guest: %w", hostPath, err)
+		}
+		below = slices.Collect(maps.Keys(mountsBelow(table, hostPath)))
+	}
 	mount, err := sys.CloneMount(hostPath, how.Recursive, flags)
 	if errors.Is(err, syscall.ELOOP) {
 		err = fmt.Errorf("a symlink took the place of a part of the path: %w", err)
@@ -77,7 +85,13 @@ func CopyOf(hostPath string, how How) (*Copy, error) {
 	if err != nil {
 		return nil, fmt.Errorf("share %s with the guest: %w", hostPath, err)
 	}
-	return &Copy{mount: mount, hostPath: hostPath, how: how}, nil
+	return &Copy{mount: mount, hostPath: hostPath, how: how, below: below}, nil
+}
+
+// flags are those of a mount in the tree. The ones beside those of how are about this host: what a guest writes must not run
+// here, nor open a device of the host. The guest applies its own.
+func (how How) flags() sys.MountFlags {
+	return sys.MountFlags{ReadOnly: how.ReadOnly && !how.TopOnly, NoExec: true, NoDev: true, NoSUID: true}
 }
 
 // Close frees what was not put into a tree; what was stays there.
@@ -110,7 +124,13 @@ func (t *Tree) Lend(c *Copy) (name string, err error) {
 		return "", fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
 	}
 	t.names[name] = true
-	t.lent[name] = &lent{hostPath: c.hostPath, file: file, how: c.how, users: 1}
+	l := &lent{hostPath: c.hostPath, file: file, how: c.how, users: 1}
+	t.lent[name] = l
+	if c.how.Follow && file.IsDir() {
+		if err := t.follow(name, l, c); err != nil {
+			return name, fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
+		}
+	}
 	return name, nil
 }
 

@@ -39,13 +39,14 @@ type Mirrored struct {
 	ID   uint64 `json:"id"`   // of the mount
 }
 
-// Host is where the host sees what a guest mounts.
+// Host is the host as a tree sees it.
 type Host struct {
-	// Mounts is the path of the mount namespace in which it does; "": nowhere.
+	// Mounts is the path of the mount namespace that has what is lent, and in which the host sees what a guest mounts; "": it is
+	// this process', and sees nothing.
 	Mounts string
 	// Record keeps a list of what there is, for Unmirror. It is called before a mount is made and after its end; nil: nobody.
 	Record func([]Mirrored) error
-	// Warn hears what could not be mounted; nil: nobody. A guest decides how often, up to a mirrorPace.
+	// Warn hears what could not be mounted, on either side; nil: nobody. A guest decides how often, up to a mirrorPace.
 	Warn func(error)
 }
 
@@ -60,8 +61,9 @@ type mirror struct {
 
 	mu      sync.Mutex // guards the fields below
 	latest  []Mounted
-	due     bool // a timer will bring latest about
-	changes int  // that may come at once
+	due     bool            // a timer will bring latest about
+	changes int             // that may come at once
+	images  map[string]bool // where on the host it has mounted something, or is about to
 	last    time.Time
 	ended   bool
 }
@@ -73,7 +75,7 @@ type mirrored struct {
 }
 
 func newMirror(host Host, dir *os.File, place func(string) (string, bool)) *mirror {
-	m := &mirror{host: host, dir: dir, place: place, turn: make(chan struct{}, 1), made: map[string]mirrored{}, changes: mirrorBurst}
+	m := &mirror{host: host, dir: dir, place: place, turn: make(chan struct{}, 1), made: map[string]mirrored{}, changes: mirrorBurst, images: map[string]bool{}}
 	m.turn <- struct{}{}
 	return m
 }
@@ -189,9 +191,7 @@ func (m *mirror) update(all []Mounted) error {
 // newMount is a mount that is about to be made.
 type newMount struct {
 	Mirrored
-	target string
 	copied *os.File
-	before uint64 // the mount that the target is on in the tree; 0: it is not there
 }
 
 // prepare checks and copies what a guest has mounted.
@@ -201,15 +201,11 @@ func (m *mirror) prepare(one Mounted) (*newMount, error) {
 	if !below || !local(name) || !local(one.Source) || !back {
 		return nil, fmt.Errorf("%w: no such place was lent for that", fs.ErrPermission)
 	}
-	before, err := sys.MountBelow(m.dir, one.Target)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) { // which it is on another mount of the guest's, that the tree does not have
-		return nil, err
-	}
 	copied, id, err := sys.CloneBelow(m.dir, one.Source, sys.MountFlags{NoExec: true, NoDev: true, NoSUID: true})
 	if err != nil {
 		return nil, err
 	}
-	return &newMount{Mirrored: Mirrored{Top: top, Name: name, ID: id}, target: one.Target, copied: copied, before: before}, nil
+	return &newMount{Mirrored: Mirrored{Top: top, Name: name, ID: id}, copied: copied}, nil
 }
 
 // local tells whether a guest's path leads to something below where it begins.
@@ -217,10 +213,8 @@ func local(name string) bool {
 	return filepath.IsLocal(name) && path.Clean(name) == name && name != "."
 }
 
-// attach makes mounts on the host. The tree follows the host's mounts: what it gets of them there is taken out again, or the
-// guest would find it in place of its own mounts.
+// attach makes mounts on the host.
 func (m *mirror) attach(fresh []*newMount) error {
-	var errs []error
 	err := sys.InMountNamespace(m.host.Mounts, func() error {
 		var errs []error
 		for _, mount := range fresh {
@@ -229,14 +223,9 @@ func (m *mirror) attach(fresh []*newMount) error {
 		return errors.Join(errs...)
 	})
 	if err != nil {
-		errs = append(errs, fmt.Errorf("show on the host what a guest has mounted: %w", err))
+		return fmt.Errorf("show on the host what a guest has mounted: %w", err)
 	}
-	for _, mount := range fresh {
-		if mount.before != 0 {
-			errs = append(errs, sys.DetachOver(m.dir, mount.target, mount.before))
-		}
-	}
-	return errors.Join(errs...)
+	return nil
 }
 
 // end ends the mounts on targets, and those on mount points below them.
@@ -268,16 +257,33 @@ func (m *mirror) end(targets []string) error {
 
 // record tells of what there is, or is about to be.
 func (m *mirror) record() error {
-	if m.host.Record == nil {
-		return nil
-	}
 	var all []Mirrored
+	images := map[string]bool{}
 	for _, made := range m.made {
 		if made.ID != 0 {
 			all = append(all, made.Mirrored)
+			images[filepath.Join(made.Top, made.Name)] = true
 		}
 	}
+	m.mu.Lock()
+	m.images = images
+	m.mu.Unlock()
+	if m.host.Record == nil {
+		return nil
+	}
 	return m.host.Record(all)
+}
+
+// isImage tells whether path is what the guest has mounted, as the host sees it, or below it.
+func (m *mirror) isImage(path string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for ; len(path) > 1; path = filepath.Dir(path) {
+		if m.images[path] {
+			return true
+		}
+	}
+	return false
 }
 
 // endMirror ends the mounts on one part of the tree, or all for good where it is "".

@@ -29,13 +29,16 @@ type Tree struct {
 	lent  map[string]*lent // those of names that Lend gave out
 	next  int              // the last number that Lend gave out for a name
 
-	mirror *mirror // nil where the host sees no mounts of the guest's; has locks of its own
+	host     string // path of the host's mount namespace; "": there is no other than this process'
+	unfollow func() // ends the following of its mounts; nil before it began
+
+	warn   func(error) // see Host
+	mirror *mirror     // nil where the host sees no mounts of the guest's; has locks of its own
 }
 
 // NewTree makes a tree at dir, which is created. The process must have a mount namespace of its own (it
 // was started with CLONE_NEWNS and called sys.PrivateMounts), so that nobody else sees the tree and it
-// is gone, however the process ends. host is where the host sees what the guest mounts. Close undoes NewTree and all that was
-// added.
+// is gone, however the process ends. Close undoes NewTree and all that was added.
 func NewTree(dir string, host Host) (*Tree, error) {
 	if err := ownMounts(); err != nil {
 		return nil, fmt.Errorf("make share tree: %w", err)
@@ -60,6 +63,12 @@ func NewTree(dir string, host Host) (*Tree, error) {
 		return nil, fmt.Errorf("make share tree: %w", errors.Join(err, sys.Unmount(dir), os.Remove(dir)))
 	}
 	t := &Tree{path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}}
+	t.warn = func(err error) {
+		if host.Warn != nil {
+			host.Warn(err)
+		}
+	}
+	t.host = host.Mounts
 	if host.Mounts != "" {
 		t.mirror = newMirror(host, root, t.place)
 	}
@@ -143,6 +152,13 @@ func (t *Tree) remove(name string) error {
 // Close takes everything out of the tree and removes it. It is idempotent.
 func (t *Tree) Close() error {
 	t.endMirror("")
+	t.mu.Lock()
+	unfollow := t.unfollow
+	t.unfollow = nil
+	t.mu.Unlock()
+	if unfollow != nil {
+		unfollow()
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.dir == nil {

@@ -34,34 +34,59 @@ func AttachBelow(mount *os.File, top, name string) error {
 		return err
 	}
 	defer unix.Close(point)
-	err = unix.MoveMount(int(mount.Fd()), "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+	return attach(mount, point, name)
+}
+
+// attach puts a detached mount over the open file or directory point.
+func attach(mount *os.File, point int, name string) error {
+	err := unix.MoveMount(int(mount.Fd()), "", point, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
 	if err != nil {
 		return fmt.Errorf("mount on %s: %w", name, err)
 	}
 	return nil
 }
 
-// MountBelow is the id of the mount that name below the open directory dir is on.
-func MountBelow(dir *os.File, name string) (id uint64, err error) {
+// AttachIn is AttachBelow for an open directory.
+func AttachIn(mount, dir *os.File, name string) error {
 	point, err := openBelow(int(dir.Fd()), name)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer unix.Close(point)
-	return mountID(point)
+	return attach(mount, point, name)
 }
 
-// DetachOver takes away what is mounted on name below the open directory dir where that is not the mount before.
-func DetachOver(dir *os.File, name string, before uint64) error {
+// maxStacked bounds the mounts on one mount point.
+const maxStacked = 16
+
+// UnmountIn takes away all that is mounted on name below the open directory dir, even while it is in use. Where nothing is, it
+// does nothing.
+func UnmountIn(dir *os.File, name string) error {
+	for range maxStacked {
+		if more, err := unmountOne(dir, name); err != nil || !more {
+			return err
+		}
+	}
+	return fmt.Errorf("unmount %s: there are more than %d mounts on it", name, maxStacked)
+}
+
+func unmountOne(dir *os.File, name string) (more bool, err error) {
 	point, err := openBelow(int(dir.Fd()), name)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer unix.Close(point)
-	if now, err := mountID(point); err != nil || now == before {
-		return err
+	var st unix.Statx_t
+	if err := unix.Statx(point, "", unix.AT_EMPTY_PATH, 0, &st); err != nil {
+		return false, fmt.Errorf("look at mount: %w", err)
 	}
-	return detach(point, name)
+	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
+		return false, nil
+	}
+	return true, detach(point, name)
 }
 
 // UnmountBelow undoes AttachBelow. Where something else is mounted now, or nothing, it does nothing.

@@ -12,8 +12,6 @@ type MountFlags struct {
 	ReadOnly bool
 	// ReadOnlyTop is ReadOnly without what is mounted below.
 	ReadOnlyTop bool
-	// Follow has mounts that are made elsewhere later, and their ends, show in the copy too.
-	Follow bool
 	// UserNS is an open user namespace that ids are shown as it maps them (MOUNT_ATTR_IDMAP, mount_setattr(2)); nil for none.
 	// What is mounted below keeps its own.
 	UserNS *os.File
@@ -22,7 +20,7 @@ type MountFlags struct {
 }
 
 // CloneMount returns a detached copy of the mount of the file or directory at path, from path down, with
-// what is mounted below it where recursive is set. flags hold for all of it, and but for Follow nothing that is mounted
+// what is mounted below it where recursive is set. flags hold for all of it, and nothing that is mounted
 // or unmounted elsewhere later shows in it. It follows no symlink in any part of path. The caller
 // attaches it with AttachMount; closing it without that frees it.
 func CloneMount(path string, recursive bool, flags MountFlags) (*os.File, error) {
@@ -47,9 +45,6 @@ func cloneMount(source int, path string, recursive bool, flags MountFlags) (*os.
 		return nil, fmt.Errorf("copy mount of %s: %w", path, err)
 	}
 	set := unix.MountAttr{Propagation: unix.MS_PRIVATE}
-	if flags.Follow {
-		set.Propagation = unix.MS_SLAVE
-	}
 	for bit, on := range map[uint64]bool{
 		unix.MOUNT_ATTR_RDONLY: flags.ReadOnly, unix.MOUNT_ATTR_NOEXEC: flags.NoExec,
 		unix.MOUNT_ATTR_NODEV: flags.NoDev, unix.MOUNT_ATTR_NOSUID: flags.NoSUID,

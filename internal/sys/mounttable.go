@@ -12,6 +12,7 @@ import (
 
 // MountPoint is a line of the mount table (proc(5), /proc/pid/mountinfo).
 type MountPoint struct {
+	ID     string // of the mount; later ones may get it again
 	Device string // of the file system, as major:minor
 	Root   string // the part of the file system that is mounted
 	Path   string
@@ -34,7 +35,7 @@ func MountTable() ([]MountPoint, error) {
 		if len(fields) < 5 || len(kind) == 0 {
 			continue
 		}
-		all = append(all, MountPoint{Device: fields[2], Root: unescape(fields[3]), Path: unescape(fields[4]), Type: kind[0]})
+		all = append(all, MountPoint{ID: fields[0], Device: fields[2], Root: unescape(fields[3]), Path: unescape(fields[4]), Type: kind[0]})
 	}
 	return all, lines.Err()
 }
@@ -66,21 +67,33 @@ func MountsBelow(path string) (bool, error) {
 	return false, err
 }
 
-// FollowMounts calls changed whenever something was mounted or unmounted in the mount namespace of this process. It returns
-// with an error when it cannot go on.
-func FollowMounts(changed func()) error {
-	table, err := os.Open("/proc/self/mountinfo")
+// FollowMounts calls changed, from one goroutine, whenever something was mounted or unmounted in this thread's mount namespace,
+// until stop is called, which waits for it.
+func FollowMounts(changed func()) (stop func(), err error) {
+	// Not by os.Open: Go's poller would take its events, of which each is told once.
+	table, err := unix.Open("/proc/thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("look at mounts: %w", err)
+		return nil, fmt.Errorf("look at mounts: %w", err)
 	}
-	defer table.Close()
-	for {
-		fds := []unix.PollFd{{Fd: int32(table.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR {
-			return fmt.Errorf("wait for mounts: %w", err)
-		}
-		if fds[0].Revents != 0 {
-			changed()
-		}
+	wake, end, err := os.Pipe()
+	if err != nil {
+		unix.Close(table)
+		return nil, fmt.Errorf("follow mounts: %w", err)
 	}
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer wake.Close()
+		defer unix.Close(table)
+		for {
+			fds := []unix.PollFd{{Fd: int32(table), Events: unix.POLLPRI}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
+			if _, err := unix.Poll(fds, -1); err != nil && err != unix.EINTR || fds[1].Revents != 0 {
+				return
+			}
+			if fds[0].Revents != 0 {
+				changed()
+			}
+		}
+	}()
+	return func() { end.Close(); <-ended }, nil
 }

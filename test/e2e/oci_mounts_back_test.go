@@ -62,6 +62,7 @@ func TestMountsComeBack(t *testing.T) {
 	if seen() == 0 {
 		t.Error("the host does not see a part of the container's root")
 	}
+	theHosts(t, c, volume)
 	husk(t, "delete", "--force", c.id).ok()
 	expect(t, "files on the host without the container", seen(), 0)
 
@@ -73,4 +74,25 @@ func TestMountsComeBack(t *testing.T) {
 	kill9(t, record(t, c.id).Owner.PID)
 	husk(t, "delete", "--force", c.id).ok()
 	expect(t, "files on the host after the owner was killed", seen(), 0)
+}
+
+// theHosts has the container see what the host mounts on the volume, and nothing keep the host from unmounting it.
+func theHosts(t *testing.T, c *box, volume string) {
+	t.Helper()
+	point, source := filepath.Join(volume, "theirs"), t.TempDir()
+	err := os.Mkdir(point, 0o755)
+	if err == nil {
+		err = os.WriteFile(filepath.Join(source, "file"), []byte("of the host"), 0o644)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("mount", "--bind", source, point).CombinedOutput(); err != nil {
+		t.Fatalf("mount: %v: %s", err, out)
+	}
+	expect(t, "file of the host's mount", c.exec("cat /volume/theirs/file"), "of the host")
+	if out, err := exec.Command("umount", point).CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	until(t, "the container sees that the host's mount is gone", patience, func() bool { return c.exec("ls /volume/theirs") == "" })
 }
