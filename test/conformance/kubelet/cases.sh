@@ -367,6 +367,7 @@ case_bidirectional() {
 	mount --bind "$dir-source" "$dir/ours"
 	inside mounts 'ls /shared/ours'
 	umount "$dir/ours"
+	until_true 60 inside mounts '[ -z "$(ls /shared/ours)" ]' # a guest remembers files for a second
 	inside mounts 'umount /shared/theirs; ls /shared/ours /shared/theirs'
 	find "$dir" -printf '%P\n'
 	k delete pod mounts --wait >/dev/null
