@@ -37,11 +37,11 @@ func (t *Tree) follow(part string, l *lent, c *Copy) error {
 		return err
 	}
 	now := t.foreign(table, l.hostPath)
-	l.below = maps.Clone(now)
-	if c.how.Recursive { // what came after the copy is brought
-		maps.DeleteFunc(l.below, func(name, _ string) bool { return !slices.Contains(c.below, name) })
+	l.below = now
+	if c.how.Recursive { // what changed after the copy is made good
+		l.below = c.below
+		t.catchUpWith(part, l, now)
 	}
-	t.catchUpWith(part, l, now)
 	return nil
 }
 
@@ -81,13 +81,13 @@ func (t *Tree) catchUp() {
 	}
 }
 
-// mountsBelow are the ids of the mounts that show below a directory of the host, by their paths below it. Of several on one mount
-// point it is the last one's.
+// mountsBelow are what is mounted below a directory of the host, by their paths below it. Of several on one mount point it is the
+// last one.
 func mountsBelow(table []sys.MountPoint, dir string) map[string]string {
 	below := map[string]string{}
 	for _, m := range table {
-		if name, found := strings.CutPrefix(m.Path, strings.TrimSuffix(dir, "/")+"/"); found {
-			below[name] = m.ID
+		if name, found := strings.CutPrefix(m.Path, strings.TrimSuffix(dir, "/")+"/"); found && name != "" {
+			below[name] = m.Device + " " + m.Root // a copy in the tree keeps the number from being another's
 		}
 	}
 	return below
@@ -105,19 +105,7 @@ func (t *Tree) foreign(table []sys.MountPoint, dir string) map[string]string {
 
 // catchUpWith makes the mounts below one part of the tree those of now. Preconditions: t.mu is held.
 func (t *Tree) catchUpWith(part string, l *lent, now map[string]string) {
-	var gone, come []string
-	for name, id := range l.below {
-		if now[name] != id {
-			gone = append(gone, name)
-		}
-	}
-	for name, id := range now {
-		if l.below[name] != id {
-			come = append(come, name)
-		}
-	}
-	slices.Sort(gone)
-	slices.Sort(come) // what is on another comes after it
+	gone, come := changes(l.below, now)
 	var errs []error
 	for _, name := range slices.Backward(gone) {
 		errs = append(errs, sys.UnmountIn(t.dir, filepath.Join(part, name)))
@@ -129,6 +117,23 @@ func (t *Tree) catchUpWith(part string, l *lent, now map[string]string) {
 	if err := errors.Join(errs...); err != nil { // as where it was unmounted again meanwhile
 		t.warn(fmt.Errorf("bring mounts of the host to the guest: %w", err))
 	}
+}
+
+// changes are the mount points whose mounts have ended, or are others, and those that have new ones, each in the order of paths:
+// what is on another mount comes after it, and ends with it.
+func changes(before, now map[string]string) (gone, come []string) {
+	for _, name := range slices.Sorted(maps.Keys(before)) {
+		ended := slices.ContainsFunc(gone, func(above string) bool { return strings.HasPrefix(name, above+"/") })
+		if ended || now[name] != before[name] {
+			gone = append(gone, name)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(now)) {
+		if before[name] != now[name] || slices.Contains(gone, name) {
+			come = append(come, name)
+		}
+	}
+	return gone, come
 }
 
 // bring copies one mount of the host.

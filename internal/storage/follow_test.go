@@ -175,3 +175,16 @@ func lendFollowed(tree *Tree, dir string) (string, error) {
 	defer c.Close()
 	return tree.Lend(c)
 }
+
+// TestChanges has what is on a mount end and come with it.
+func TestChanges(t *testing.T) {
+	before := map[string]string{"a": "1", "a/b": "2", "ab": "3", "c": "4", "c/d/e": "5"}
+	now := map[string]string{"a": "9", "a/b": "2", "ab": "3", "f": "6"}
+	gone, come := changes(before, now)
+	if got, want := strings.Join(gone, " "), "a a/b c c/d/e"; got != want {
+		t.Errorf("gone are %s, want %s", got, want)
+	}
+	if got, want := strings.Join(come, " "), "a a/b f"; got != want {
+		t.Errorf("come have %s, want %s", got, want)
+	}
+}

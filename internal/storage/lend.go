@@ -3,11 +3,9 @@ package storage
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -20,7 +18,7 @@ type lent struct {
 	file     os.FileInfo // of hostPath when it was lent
 	how      How
 	users    int
-	below    map[string]string // ids of the host's mounts below it, by path, where they are followed; else nil
+	below    map[string]string // the host's mounts below it, see mountsBelow, where they are followed; else nil
 }
 
 // How is the way in which the guest sees a file of the host.
@@ -51,7 +49,7 @@ type Copy struct {
 	mount    *os.File
 	hostPath string
 	how      How
-	below    []string // what is mounted below it and copied with it, where that is followed
+	below    map[string]string // the mounts below it that were copied with it, see mountsBelow, where they are followed
 }
 
 // CopyOf takes hold of the file or directory hostPath, an absolute path without symlinks, as this thread's mount
@@ -70,13 +68,13 @@ func CopyOf(hostPath string, how How) (*Copy, error) {
 		defer ns.Close()
 		flags.UserNS = ns
 	}
-	var below []string
+	var below map[string]string
 	if how.Follow && how.Recursive {
 		table, err := sys.MountTable()
 		if err != nil {
 			return nil, fmt.Errorf("share %s with the guest: %w", hostPath, err)
 		}
-		below = slices.Collect(maps.Keys(mountsBelow(table, hostPath)))
+		below = mountsBelow(table, hostPath)
 	}
 	mount, err := sys.CloneMount(hostPath, how.Recursive, flags)
 	if errors.Is(err, syscall.ELOOP) {
@@ -128,7 +126,8 @@ func (t *Tree) Lend(c *Copy) (name string, err error) {
 	t.lent[name] = l
 	if c.how.Follow && file.IsDir() {
 		if err := t.follow(name, l, c); err != nil {
-			return name, fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
+			delete(t.lent, name) // and not of names, so that Close removes it
+			return "", fmt.Errorf("share %s with the guest: %w", c.hostPath, err)
 		}
 	}
 	return name, nil

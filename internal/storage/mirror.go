@@ -111,12 +111,10 @@ func (t *Tree) Mirror(all []Mounted) {
 // catchUp brings about what there was no time for.
 func (m *mirror) catchUp() {
 	m.mu.Lock()
-	all, ended := m.latest, m.ended
+	all := m.latest
 	m.due = false
 	m.mu.Unlock()
-	if !ended {
-		m.bounded(func() error { return m.update(all) })
-	}
+	m.bounded(func() error { return m.update(all) })
 }
 
 // bounded calls f when it has the turn, and waits for both, but not for ever.
@@ -150,6 +148,12 @@ func (m *mirror) warn(err error) {
 
 // update makes the mounts those of all. Preconditions: the caller has the turn.
 func (m *mirror) update(all []Mounted) error {
+	m.mu.Lock()
+	ended := m.ended
+	m.mu.Unlock()
+	if ended {
+		return nil
+	}
 	var errs []error
 	if len(all) > maxMirrored {
 		errs = append(errs, fmt.Errorf("the guest has %d mounts to show on the host, which are more than %d", len(all), maxMirrored))
@@ -191,6 +195,7 @@ func (m *mirror) update(all []Mounted) error {
 // newMount is a mount that is about to be made.
 type newMount struct {
 	Mirrored
+	target string
 	copied *os.File
 }
 
@@ -205,7 +210,7 @@ func (m *mirror) prepare(one Mounted) (*newMount, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &newMount{Mirrored: Mirrored{Top: top, Name: name, ID: id}, copied: copied}, nil
+	return &newMount{Mirrored: Mirrored{Top: top, Name: name, ID: id}, target: one.Target, copied: copied}, nil
 }
 
 // local tells whether a guest's path leads to something below where it begins.
@@ -218,7 +223,11 @@ func (m *mirror) attach(fresh []*newMount) error {
 	err := sys.InMountNamespace(m.host.Mounts, func() error {
 		var errs []error
 		for _, mount := range fresh {
-			errs = append(errs, sys.AttachBelow(mount.copied, mount.Top, mount.Name))
+			err := sys.AttachBelow(mount.copied, mount.Top, mount.Name)
+			if err != nil { // there is nothing to end, and it is not tried again
+				m.made[mount.target] = mirrored{source: m.made[mount.target].source}
+			}
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	})
@@ -243,15 +252,17 @@ func (m *mirror) end(targets []string) error {
 	err := sys.InMountNamespace(m.host.Mounts, func() error {
 		var errs []error
 		for _, target := range all {
-			if made := m.made[target]; made.ID != 0 {
-				errs = append(errs, sys.UnmountBelow(made.Top, made.Name, made.ID))
+			made, err := m.made[target], error(nil)
+			if made.ID != 0 {
+				err = sys.UnmountBelow(made.Top, made.Name, made.ID)
 			}
+			if err == nil {
+				delete(m.made, target)
+			}
+			errs = append(errs, err)
 		}
 		return errors.Join(errs...)
 	})
-	for _, target := range all {
-		delete(m.made, target)
-	}
 	return errors.Join(err, m.record())
 }
 

@@ -291,3 +291,22 @@ func TestUnmirror(t *testing.T) {
 		t.Error("no error of a list that is none")
 	}
 }
+
+// TestMirrorMoved ends a mount whose guest has renamed a directory above it.
+func TestMirrorMoved(t *testing.T) {
+	if !testenv.PrivateMounts(t) {
+		return
+	}
+	r := newReflection(t)
+	if err := os.MkdirAll(filepath.Join(r.volume, "a/point"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	r.guest("a/point", "etc")
+	holds(t, filepath.Join(r.volume, "a/point/file"), "own")
+	if err := os.Rename(filepath.Join(r.volume, "a"), filepath.Join(r.volume, "b")); err != nil {
+		t.Fatal(err)
+	}
+	r.guest()
+	gone(t, filepath.Join(r.volume, "b/point"))
+	r.warnedOf(0)
+}

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,6 +57,9 @@ func AttachIn(mount, dir *os.File, name string) error {
 	return attach(mount, point, name)
 }
 
+// ofMount has statx(2) tell of the mount of an open file and ask no file system, which may not answer.
+const ofMount = unix.AT_EMPTY_PATH | unix.AT_STATX_DONT_SYNC
+
 // maxStacked bounds the mounts on one mount point.
 const maxStacked = 16
 
@@ -80,7 +84,7 @@ func unmountOne(dir *os.File, name string) (more bool, err error) {
 	}
 	defer unix.Close(point)
 	var st unix.Statx_t
-	if err := unix.Statx(point, "", unix.AT_EMPTY_PATH, 0, &st); err != nil {
+	if err := unix.Statx(point, "", ofMount, 0, &st); err != nil {
 		return false, fmt.Errorf("look at mount: %w", err)
 	}
 	if st.Attributes&unix.STATX_ATTR_MOUNT_ROOT == 0 {
@@ -89,20 +93,43 @@ func unmountOne(dir *os.File, name string) (more bool, err error) {
 	return true, detach(point, name)
 }
 
-// UnmountBelow undoes AttachBelow. Where something else is mounted now, or nothing, it does nothing.
+// UnmountBelow undoes AttachBelow, wherever below top the mount has got to: whoever may rename a directory above a mount point
+// takes the mount along. A mount that is not there any more is no error.
 func UnmountBelow(top, name string, id uint64) error {
-	point, err := openAt(top, name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil
+	found, err := unmountIf(top, name, id)
+	if found || err != nil {
+		return err
 	}
+	table, err := MountTable()
 	if err != nil {
 		return err
 	}
+	for _, m := range table {
+		now, below := strings.CutPrefix(m.Path, strings.TrimSuffix(top, "/")+"/")
+		if !below || now == name {
+			continue
+		}
+		if found, err := unmountIf(top, now, id); found || err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unmountIf unmounts what is mounted on name below top where it is the mount id.
+func unmountIf(top, name string, id uint64) (found bool, err error) {
+	point, err := openAt(top, name)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
 	defer unix.Close(point)
 	if now, err := mountID(point); err != nil || now != id {
-		return err
+		return false, err
 	}
-	return detach(point, name)
+	return true, detach(point, name)
 }
 
 // detach unmounts the mount whose root is open as point.
@@ -140,9 +167,9 @@ func openBelow(dir int, name string) (int, error) {
 // that one that later mounts may get.
 func mountID(fd int) (uint64, error) {
 	var st unix.Statx_t
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID_UNIQUE, &st)
+	err := unix.Statx(fd, "", ofMount, unix.STATX_MNT_ID_UNIQUE, &st)
 	if err == nil && st.Mask&unix.STATX_MNT_ID_UNIQUE == 0 {
-		err = unix.Statx(fd, "", unix.AT_EMPTY_PATH, unix.STATX_MNT_ID, &st)
+		err = unix.Statx(fd, "", ofMount, unix.STATX_MNT_ID, &st)
 	}
 	if err != nil {
 		return 0, fmt.Errorf("look at mount: %w", err)

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"fmt"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -12,7 +13,6 @@ import (
 
 // MountPoint is a line of the mount table (proc(5), /proc/pid/mountinfo).
 type MountPoint struct {
-	ID     string // of the mount; later ones may get it again
 	Device string // of the file system, as major:minor
 	Root   string // the part of the file system that is mounted
 	Path   string
@@ -35,7 +35,7 @@ func MountTable() ([]MountPoint, error) {
 		if len(fields) < 5 || len(kind) == 0 {
 			continue
 		}
-		all = append(all, MountPoint{ID: fields[0], Device: fields[2], Root: unescape(fields[3]), Path: unescape(fields[4]), Type: kind[0]})
+		all = append(all, MountPoint{Device: fields[2], Root: unescape(fields[3]), Path: unescape(fields[4]), Type: kind[0]})
 	}
 	return all, lines.Err()
 }
@@ -83,6 +83,7 @@ func FollowMounts(changed func()) (stop func(), err error) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
+		defer runtime.KeepAlive(end) // also for who never stops it
 		defer wake.Close()
 		defer unix.Close(table)
 		for {
