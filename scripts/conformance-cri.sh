@@ -3,7 +3,8 @@
 # that it makes itself. What fails must be what test/conformance/cri/differences names, and nothing else.
 #   conformance-cri.sh [-o OUTDIR] [-f FOCUS] [-s]    OUTDIR keeps what the programs printed, FOCUS chooses specs, -s has
 #                                                     containerd make pods by the Sandbox API
-# critest and containerd come through Go's module proxy, checked against the go.sum files below test/conformance/cri.
+# critest and containerd come through Go's module proxy, checked against the go.sum files below test/conformance/cri. Where
+# they or a package cannot be fetched, the exit code is 75. A spec that fails is tried once more, and then counted as flaked.
 set -euo pipefail
 
 top=$(cd "$(dirname "$0")/.." && pwd)
@@ -40,6 +41,7 @@ unpack_busybox() {
 if [ "${HUSK_CONFORMANCE_INSIDE:-}" != 1 ]; then
 	[ "$(id -u)" = 0 ] || { say "needs root" && exit 1; }
 	[ -x "$top/build/bin/husk" ] || { say "nothing built yet: make build image" && exit 1; }
+	trap 'say "the suite cannot be fetched or built here" && exit 75' ERR
 	missing=()
 	for package in containernetworking-plugins nginx-light busybox-static gcc util-linux procps iptables; do
 		[ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] || missing+=("$package")
@@ -63,7 +65,7 @@ while getopts o:f:s flag; do
 	o) out=$(realpath -m "$OPTARG") ;;
 	f) focus=$OPTARG ;;
 	s) sandboxer=shim ;;
-	*) sed -n '2,6s/^# *//p' "$0" >&2 && exit 2 ;;
+	*) sed -n '2,7s/^# *//p' "$0" >&2 && exit 2 ;;
 	esac
 done
 mkdir -p "$out"
@@ -102,7 +104,7 @@ children+=($!)
 timeout 60 sh -c "until '$HUSK_SUITE/bin/ctr' -a '$work/sock' version >/dev/null 2>&1; do sleep 0.1; done"
 
 arguments=(-config /nonexistent -runtime-endpoint "unix://$work/sock" -image-endpoint "unix://$work/sock" -runtime-handler husk
-	--ginkgo.no-color --ginkgo.timeout=60m)
+	--ginkgo.no-color --ginkgo.timeout=60m --ginkgo.flake-attempts=2)
 [ -z "$focus" ] || arguments+=("--ginkgo.focus=$focus")
 timeout 4000 "$HUSK_SUITE/bin/critest" "${arguments[@]}" >"$out/critest.log" 2>&1 || :
 grep -A1 '^• \[FAILED\]' "$out/critest.log" | sed -n 's/^\[k8s.io\] //p' | sort >"$out/failed" || :
