@@ -15,6 +15,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"husk.dev/husk/internal/sys"
 )
 
 // hierarchy is one tree of control groups: one of version 1, or the one of version 2 (cgroups(7)).
@@ -307,7 +309,7 @@ func hierarchies(mounts, own string) (found []hierarchy) {
 			continue
 		}
 		options := strings.Split(super[2], ",")
-		h := hierarchy{dir: unescape(fields[4])}
+		h := hierarchy{dir: sys.Unescape(fields[4])}
 		switch super[0] {
 		case "cgroup2":
 			h.unified = true
@@ -357,9 +359,4 @@ func ownGroup(own string, options []string, unified bool) string {
 		}
 	}
 	return "/"
-}
-
-// unescape undoes the escapes of mountinfo.
-func unescape(s string) string {
-	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }

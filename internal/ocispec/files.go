@@ -1,8 +1,6 @@
 package ocispec
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"io/fs"
 	"path"
@@ -43,8 +41,7 @@ func (p *Plan) copied(m *specs.Mount, source string, info fs.FileInfo, o PlanOpt
 	if !plain || slices.ContainsFunc(m.Options, func(o string) bool { return strings.HasSuffix(o, "shared") || strings.HasSuffix(o, "slave") }) || !small(source) {
 		return false
 	}
-	sum := sha256.Sum256([]byte(source))
-	name := hex.EncodeToString(sum[:8])
+	name := guestName(source)
 	p.Files = append(p.Files, CopiedFiles{HostPath: source, GuestName: name})
 	asGuestPath(m, path.Join(o.FilesDir, name))
 	return true

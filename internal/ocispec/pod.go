@@ -147,10 +147,15 @@ type SharedMemory struct {
 // planMemory replaces the memory file system that an engine made on the host for /dev/shm, which containers of a
 // pod share, by one of the guest: memory that is mapped shared must be of one kernel.
 func (p *Plan) planMemory(m *specs.Mount, source string, bytes uint64, o PlanOptions) {
-	sum := sha256.Sum256([]byte(source))
-	name := hex.EncodeToString(sum[:8])
+	name := guestName(source)
 	p.Memory = append(p.Memory, SharedMemory{GuestName: name, Bytes: bytes})
 	asGuestPath(m, path.Join(o.MemoryDir, name))
+}
+
+// guestName is a name in the guest for a path of the host, the same for every container.
+func guestName(source string) string {
+	sum := sha256.Sum256([]byte(source))
+	return hex.EncodeToString(sum[:8])
 }
 
 // Place says that the tree of shares has Shares[i] under another name than the plan chose.

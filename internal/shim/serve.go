@@ -175,7 +175,9 @@ func method[T, R any, P message[T]](f func(context.Context, P) (*R, error)) ttrp
 		if err := unmarshal(&request); err != nil {
 			return nil, err
 		}
-		trace.SpanFromContext(ctx).SetAttributes(about(&request)...)
+		if span := trace.SpanFromContext(ctx); span.IsRecording() {
+			span.SetAttributes(about(&request)...)
+		}
 		return f(ctx, &request)
 	}
 }

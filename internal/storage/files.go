@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"slices"
+	"syscall"
 	"time"
 
 	"husk.dev/husk/internal/sys"
@@ -147,7 +148,7 @@ func (f *Files) read(name string, most int) (File, error) {
 }
 
 func (f *Files) content(name string, most int) ([]byte, error) {
-	file, err := f.root.OpenFile(name, os.O_RDONLY|sys.NonBlock, 0) // somebody may put a pipe there
+	file, err := f.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // somebody may put a pipe there
 	if err != nil {
 		return nil, err
 	}

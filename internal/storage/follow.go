@@ -48,10 +48,10 @@ func (t *Tree) follow(part string, l *lent, c *Copy) error {
 // onHost calls f on a thread that sees the host's mounts as the host does: what this process has mounted for itself, the tree too,
 // is none of them.
 func (t *Tree) onHost(f func() error) error {
-	if t.host == "" {
+	if t.host.Mounts == "" {
 		return f()
 	}
-	return sys.InMountNamespace(t.host, f)
+	return sys.InMountNamespace(t.host.Mounts, f)
 }
 
 func (t *Tree) hostTable() (table []sys.MountPoint, err error) {
@@ -66,7 +66,7 @@ func (t *Tree) hostTable() (table []sys.MountPoint, err error) {
 func (t *Tree) catchUp() {
 	table, err := t.hostTable()
 	if err != nil {
-		t.warn(err)
+		t.host.warn(err)
 		return
 	}
 	t.mu.Lock()
@@ -115,7 +115,7 @@ func (t *Tree) catchUpWith(part string, l *lent, now map[string]string) {
 	}
 	l.below = now
 	if err := errors.Join(errs...); err != nil { // as where it was unmounted again meanwhile
-		t.warn(fmt.Errorf("bring mounts of the host to the guest: %w", err))
+		t.host.warn(fmt.Errorf("bring mounts of the host to the guest: %w", err))
 	}
 }
 

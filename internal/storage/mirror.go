@@ -50,6 +50,13 @@ type Host struct {
 	Warn func(error)
 }
 
+// warn tells of an error, where there is one and somebody who hears of it.
+func (h Host) warn(err error) {
+	if err != nil && h.Warn != nil {
+		h.Warn(err)
+	}
+}
+
 // mirror is what a tree has mounted in another mount namespace.
 type mirror struct {
 	host  Host
@@ -125,24 +132,18 @@ func (m *mirror) bounded(f func() error) {
 	select {
 	case <-m.turn:
 	case <-limit.C:
-		m.warn(errors.New("a file system of the host still does not answer"))
+		m.host.warn(errors.New("a file system of the host still does not answer"))
 		return
 	}
 	go func() {
 		defer close(done)
-		m.warn(f())
+		m.host.warn(f())
 		m.turn <- struct{}{}
 	}()
 	select {
 	case <-done:
 	case <-limit.C:
-		m.warn(errors.New("a file system of the host does not answer"))
-	}
-}
-
-func (m *mirror) warn(err error) {
-	if err != nil && m.host.Warn != nil {
-		m.host.Warn(err)
+		m.host.warn(errors.New("a file system of the host does not answer"))
 	}
 }
 

@@ -29,11 +29,10 @@ type Tree struct {
 	lent  map[string]*lent // those of names that Lend gave out
 	next  int              // the last number that Lend gave out for a name
 
-	host     string // path of the host's mount namespace; "": there is no other than this process'
+	host     Host
 	unfollow func() // ends the following of its mounts; nil before it began
 
-	warn   func(error) // see Host
-	mirror *mirror     // nil where the host sees no mounts of the guest's; has locks of its own
+	mirror *mirror // nil where the host sees no mounts of the guest's; has locks of its own
 }
 
 // NewTree makes a tree at dir, which is created. The process must have a mount namespace of its own (it
@@ -62,13 +61,7 @@ func NewTree(dir string, host Host) (*Tree, error) {
 		}
 		return nil, fmt.Errorf("make share tree: %w", errors.Join(err, sys.Unmount(dir), os.Remove(dir)))
 	}
-	t := &Tree{path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}}
-	t.warn = func(err error) {
-		if host.Warn != nil {
-			host.Warn(err)
-		}
-	}
-	t.host = host.Mounts
+	t := &Tree{path: dir, dir: root, names: map[string]bool{}, lent: map[string]*lent{}, host: host}
 	if host.Mounts != "" {
 		t.mirror = newMirror(host, root, t.place)
 	}
@@ -133,7 +126,7 @@ func (t *Tree) attach(mount *os.File, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := sys.AttachMount(mount, t.dir, name); err != nil {
+	if err := sys.AttachIn(mount, t.dir, name); err != nil {
 		return errors.Join(err, os.Remove(point))
 	}
 	return nil

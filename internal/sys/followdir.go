@@ -10,9 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// NonBlock has an open not wait for the other end of a pipe.
-const NonBlock = unix.O_NONBLOCK
-
 // gather is for how long changes of a directory become one.
 const gather = 10 * time.Millisecond
 

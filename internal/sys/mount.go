@@ -22,7 +22,7 @@ type MountFlags struct {
 // CloneMount returns a detached copy of the mount of the file or directory at path, from path down, with
 // what is mounted below it where recursive is set. flags hold for all of it, and nothing that is mounted
 // or unmounted elsewhere later shows in it. It follows no symlink in any part of path. The caller
-// attaches it with AttachMount; closing it without that frees it.
+// attaches it with AttachIn; closing it without that frees it.
 func CloneMount(path string, recursive bool, flags MountFlags) (*os.File, error) {
 	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_NO_SYMLINKS}
 	source, err := unix.Openat2(unix.AT_FDCWD, path, &how)
@@ -72,16 +72,6 @@ func cloneMount(source int, path string, recursive bool, flags MountFlags) (*os.
 		}
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// AttachMount puts a detached mount over name, a directory or file in the open directory dir. It
-// follows no symlink.
-func AttachMount(mount *os.File, dir *os.File, name string) error {
-	err := unix.MoveMount(int(mount.Fd()), "", int(dir.Fd()), name, unix.MOVE_MOUNT_F_EMPTY_PATH)
-	if err != nil {
-		return fmt.Errorf("mount on %s: %w", name, err)
-	}
-	return nil
 }
 
 // MountTmpfs mounts an empty file system in memory on the directory path. It holds at most inodes files

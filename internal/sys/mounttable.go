@@ -35,13 +35,13 @@ func MountTable() ([]MountPoint, error) {
 		if len(fields) < 5 || len(kind) == 0 {
 			continue
 		}
-		all = append(all, MountPoint{Device: fields[2], Root: unescape(fields[3]), Path: unescape(fields[4]), Type: kind[0]})
+		all = append(all, MountPoint{Device: fields[2], Root: Unescape(fields[3]), Path: Unescape(fields[4]), Type: kind[0]})
 	}
 	return all, lines.Err()
 }
 
-// unescape undoes mountinfo's octal escapes of space, tab, newline and backslash.
-func unescape(s string) string {
+// Unescape undoes mountinfo's octal escapes of space, tab, newline and backslash.
+func Unescape(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s); i++ {
 		if s[i] == '\\' && i+3 < len(s) {

@@ -3,7 +3,7 @@ package sys
 import "testing"
 
 func TestUnescape(t *testing.T) {
-	if got := unescape(`/a\040b\134\011`); got != "/a b\\\t" {
-		t.Errorf("unescape = %q", got)
+	if got := Unescape(`/a\040b\134\011`); got != "/a b\\\t" {
+		t.Errorf("Unescape = %q", got)
 	}
 }

@@ -41,6 +41,9 @@ func named(s string, most int) bool {
 	return len(s) >= 1 && len(s) <= most
 }
 
+// fileName tells whether s is named, at most maxTag long, and begins like no hidden file and no option.
+func fileName(s string) bool { return named(s, maxTag) && s[0] != '.' && s[0] != '-' }
+
 // filesystems are what a disk may hold. The kernel would try to read anything as whatever it is told.
 var filesystems = map[string]bool{"erofs": true, "ext4": true}
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
+	"husk.dev/husk/internal/sys"
 )
 
 const (
@@ -40,7 +41,7 @@ func NewFiles(dir string) *Files {
 // Put makes the directory called name what all says, in an order in which nobody sees a part of a change: new files, then each
 // symlink by renaming, and then what is gone goes. One with a lower number than an earlier one does nothing.
 func (f *Files) Put(name string, number uint64, all []*agentv1.File) error {
-	if !named(name, maxTag) || name[0] == '.' || name[0] == '-' {
+	if !fileName(name) {
 		return fmt.Errorf("directory of files %q: %w", name, ErrInvalid)
 	}
 	if len(all) == 0 || len(all) > maxFiles || all[0].GetPath() != "." {
@@ -193,8 +194,7 @@ func own(root *os.Root, name string, file *agentv1.File, mode fs.FileMode) error
 	if err != nil {
 		return err
 	}
-	st := info.Sys().(*syscall.Stat_t)
-	if st.Uid != file.GetUid() || st.Gid != file.GetGid() {
+	if _, uid, gid := sys.Ownership(info); uid != file.GetUid() || gid != file.GetGid() {
 		if err := root.Lchown(name, int(file.GetUid()), int(file.GetGid())); err != nil {
 			return err
 		}

@@ -27,7 +27,7 @@ func (t *Table) Memory(all []*agentv1.Memory, undo *cleanup.Stack) error {
 	defer t.mu.Unlock()
 	for _, m := range all {
 		name := m.GetName()
-		if !named(name, maxTag) || name[0] == '.' || name[0] == '-' {
+		if !fileName(name) {
 			return fmt.Errorf("file system in memory %q: %w", name, ErrInvalid)
 		}
 		if t.users[name] == 0 {

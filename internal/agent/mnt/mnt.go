@@ -57,7 +57,7 @@ func (t *Table) Shares(all []string) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, tag := range all {
-		if !named(tag, maxTag) || tag[0] == '.' || tag[0] == '-' {
+		if !fileName(tag) {
 			return fmt.Errorf("share %q: %w", tag, ErrInvalid)
 		}
 		if t.shares[tag] {
