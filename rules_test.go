@@ -92,7 +92,7 @@ var layers = []layer{
 		"the agent's parts do not know the agent",
 	},
 	{
-		[]string{"internal/agent/agenttest"}, []string{"internal/agent", "api/agent/v1", "internal/channel"},
+		[]string{"internal/agent/agenttest"}, []string{"internal/agent", "api/agent/v1", "internal/channel", "internal/child"},
 		"a guest without a VM, for tests",
 	},
 	{

@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"husk.dev/husk/internal/child"
 	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/testenv"
 )
@@ -202,11 +203,11 @@ func TestLaterBindsReachCopies(t *testing.T) {
 	write(t, filepath.Join(src, "file"), "late")
 	// Like the file service: slave, then the tree bound on itself.
 	cmd := exec.Command("/bin/sh", "-c", `mount --make-rslave / && mount --rbind "$0" "$0" && cd "$0" && echo ready && read line && cat 1/file && read line && ls && echo end`, tree.Path())
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS}
 	in, err1 := cmd.StdinPipe()
 	out, err2 := cmd.StdoutPipe()
 	cmd.Stderr = os.Stderr
-	if err := errors.Join(err1, err2, cmd.Start()); err != nil {
+	if err := errors.Join(err1, err2, child.Start(cmd)); err != nil {
 		t.Fatal(err)
 	}
 	expect := func(want string) {

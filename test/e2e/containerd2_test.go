@@ -46,7 +46,6 @@ state = %q
 	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec",
 		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
 			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec sleep 100000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	holder := begun(t, cmd)
 	holder.prints("ready")
 	e.pid = cmd.Process.Pid
@@ -58,7 +57,6 @@ func (e *engine) serve() (stop func()) {
 	e.t.Helper()
 	cmd := e.inside("sh", "-c", "cd "+e.dir+" && exec "+filepath.Join(e.programs, "containerd")+" --config config.toml >>log 2>&1")
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(env.binary)+":"+os.Getenv("PATH"))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	process := begun(e.t, cmd)
 	until(e.t, "containerd answers", patience, func() bool { return e.ctr("version").code == 0 })
 	return func() {

@@ -48,7 +48,6 @@ func newEngine(t *testing.T) *engine {
 			"echo 1 > /proc/sys/net/ipv4/ip_forward; exec containerd --config config.toml >log 2>&1")
 	cmd.Dir = e.dir
 	cmd.Env = append(os.Environ(), "PATH="+filepath.Dir(env.binary)+":"+os.Getenv("PATH"))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	process := begun(t, cmd)
 	e.pid = cmd.Process.Pid
 	t.Cleanup(func() {

@@ -99,7 +99,7 @@ func podmanFaults() []engineFault {
 		{name: "podman in the foreground", strike: func(n *node, runtime string) {
 			run := n.start(runtime, "exec p run --name $A $N demo sh -c 'echo up; exec sleep 1000'")
 			run.prints("up\n")
-			kill9(n.t, child(n.t, run.cmd.Process.Pid))
+			kill9(n.t, childOf(n.t, run.cmd.Process.Pid))
 			run.wait()
 			expect(n.t, "status and exec", n.must(runtime, "p inspect -f '{{.State.Status}}' $A; p exec $A echo hi"), "running\nhi")
 		}},
@@ -117,7 +117,7 @@ func podmanFaults() []engineFault {
 			select {
 			case <-run.done:
 			default:
-				kill9(n.t, child(n.t, run.cmd.Process.Pid))
+				kill9(n.t, childOf(n.t, run.cmd.Process.Pid))
 			}
 			run.wait()
 		}})

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"husk.dev/husk/internal/child"
 	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/testenv"
 )
@@ -53,7 +54,7 @@ func (c *command) start() *running {
 	return begun(c.t, c.cmd())
 }
 
-// begun starts cmd with its output collected. Without Stdin set it gets /dev/null.
+// begun starts cmd, which ends with the tests at the latest, with its output collected. Without Stdin set it gets /dev/null.
 func begun(t *testing.T, cmd *exec.Cmd) *running {
 	t.Helper()
 	r := &running{t: t, cmd: cmd, done: make(chan struct{})}
@@ -65,7 +66,7 @@ func begun(t *testing.T, cmd *exec.Cmd) *running {
 	}
 	// Processes of the container may outlive the command and hold its output open.
 	cmd.WaitDelay = 5 * time.Second
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
@@ -184,8 +185,8 @@ func helper(t *testing.T, id, name string) int {
 	return 0
 }
 
-// child is the pid of the only child process of pid.
-func child(t *testing.T, pid int) int {
+// childOf is the pid of the only child process of pid.
+func childOf(t *testing.T, pid int) int {
 	t.Helper()
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", pid))
 	if err != nil || len(tasks) == 0 {

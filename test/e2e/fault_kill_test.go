@@ -51,7 +51,7 @@ func faults(kind string) []fault {
 	if kind == "directory" {
 		all = append(all,
 			fault{"file service", func(t *testing.T, id string) { kill9(t, helper(t, id, "virtiofsd")) }, []string{"file service"}},
-			fault{"file service's worker", func(t *testing.T, id string) { kill9(t, child(t, helper(t, id, "virtiofsd"))) },
+			fault{"file service's worker", func(t *testing.T, id string) { kill9(t, childOf(t, helper(t, id, "virtiofsd"))) },
 				[]string{"file service"}})
 	}
 	return all

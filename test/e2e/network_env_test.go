@@ -24,7 +24,7 @@ type space struct {
 func newSpace(t *testing.T, commands ...string) *space {
 	t.Helper()
 	cmd := exec.Command("sh", "-c", "echo ready; exec sleep 1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	begun(t, cmd).prints("ready")
 	s := &space{t: t, pid: cmd.Process.Pid, path: fmt.Sprintf("/proc/%d/ns/net", cmd.Process.Pid)}
 	s.run(commands...)

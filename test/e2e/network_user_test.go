@@ -5,7 +5,6 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -35,7 +34,6 @@ func (machine *space) uplink() (beyond *space) {
 // husk is a husk command on the machine that a namespace is.
 func (s *space) husk(config string, args ...string) *running {
 	cmd := s.command(append([]string{env.binary, "--config", config}, args...)...)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	return begun(s.t, cmd)
 }
 

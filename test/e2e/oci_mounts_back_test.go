@@ -90,7 +90,7 @@ func theHosts(t *testing.T, c *box, volume string) {
 	if out, err := exec.Command("mount", "--bind", source, point).CombinedOutput(); err != nil {
 		t.Fatalf("mount: %v: %s", err, out)
 	}
-	expect(t, "file of the host's mount", c.exec("cat /volume/theirs/file"), "of the host")
+	until(t, "the container sees the host's mount", patience, func() bool { return c.exec("cat /volume/theirs/file || :") == "of the host" })
 	if out, err := exec.Command("umount", point).CombinedOutput(); err != nil {
 		t.Errorf("%v: %s", err, out)
 	}

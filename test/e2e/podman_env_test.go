@@ -57,7 +57,6 @@ func (n *node) withoutProcesses() {
 	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--propagation", "private", "sh", "-ec",
 		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
 			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec sleep 1000")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begun(n.t, cmd).prints("ready")
 	n.pid = cmd.Process.Pid
 }
@@ -68,7 +67,6 @@ func (n *node) withProcesses() {
 	cmd := exec.Command("unshare", "--net", "--mount", "--ipc", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "sh", "-ec",
 		"mount -t tmpfs -o mode=755 tmpfs /run; mkdir -p /run/lock /run/netns; mount --make-rshared /; ip link set lo up; "+
 			"echo 1 > /proc/sys/net/ipv4/ip_forward; echo ready; exec catatonit -P")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begun(n.t, cmd).prints("ready")
 	children, err := os.ReadFile(fmt.Sprintf("/proc/%[1]d/task/%[1]d/children", cmd.Process.Pid))
 	if err != nil {

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 )
 
@@ -57,7 +56,6 @@ func newOrdinary(t *testing.T) *node {
 		mknod -m 666 /run/tun c 10 200; mount --bind /run/tun /dev/net/tun
 		chown %[1]d:%[1]d /run/user/%[1]d; chmod 700 /run/user/%[1]d; mount --make-rshared /; ip link set lo up; echo ready; exec sleep 1000`,
 		ordinary, filepath.Dir(filepath.Dir(env.binary)), dir))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	begun(t, cmd).prints("ready")
 	n.pid = cmd.Process.Pid
 	n.as = []string{"setpriv", "--reuid", fmt.Sprint(ordinary), "--regid", fmt.Sprint(ordinary), "--clear-groups", "env",

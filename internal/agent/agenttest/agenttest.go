@@ -20,6 +20,7 @@ import (
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/agent"
 	"husk.dev/husk/internal/channel"
+	"husk.dev/husk/internal/child"
 )
 
 // variable tells a test binary that it is to be the agent. Its value is the cgroup to use.
@@ -83,10 +84,9 @@ func New(console *os.File, shares map[string]string) (*Guest, error) {
 	cmd.ExtraFiles = []*os.File{theirs}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		Cloneflags: syscall.CLONE_NEWPID | syscall.CLONE_NEWNS | syscall.CLONE_NEWUTS | syscall.CLONE_NEWIPC,
-		Pdeathsig:  syscall.SIGKILL,
 		Setsid:     true,
 	}
-	if err := cmd.Start(); err != nil {
+	if err := child.Start(cmd); err != nil {
 		conn.Close()
 		return nil, fmt.Errorf("start agent: %w", err)
 	}
