@@ -73,7 +73,10 @@ func TestFilesCopied(t *testing.T) {
 		v.put(map[string]string{"key": content})
 		c.printed("\n" + content + " <nil>\n")
 	}
-	expect(t, "files after changes", c.exec("ls -A /conf; cat /conf/key"), "..4\n..data\nkey\nscript\nfour")
+	// The host's old files may still have been there when the new ones were read.
+	until(t, "only the last files are there", patience, func() bool {
+		return c.exec("ls -A /conf; cat /conf/key") == "..4\n..data\nkey\nscript\nfour"
+	})
 	if n := strings.Count(content(t, c.out), "no such file"); n != 0 {
 		t.Errorf("a change was seen in parts: %s", content(t, c.out))
 	}
