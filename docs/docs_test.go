@@ -210,7 +210,7 @@ func TestNumbers(t *testing.T) {
 		{"protocol.md", "`agentv1.Version` is 1.", "api/agent/v1/ports.go", `const Version = 1`},
 		{"architecture.md", "at most 16: a microvm", "internal/image/pull.go", `DefaultMaxLayers = 16`},
 		{"architecture.md", "room for 21 disks and shares", "internal/vmm/qemu/spec.go", `microvmSlots = 24(?s:.*)ownSlots = 3`},
-		{"architecture.md", "the limit is 0.4 ms", "internal/sys/kvm/kvm.go", `slowest = 400 \* time\.Microsecond`},
+		{"architecture.md", "the limit is 100 times", "internal/sys/kvm/kvm.go", `slowest = 100`},
 		{"threat-model.md", "8 MiB, 4 levels of indexes, 512 layers", "internal/image/source.go", `maxDocument\s+= 8 << 20(?s:.*)maxIndexDepth\s+= 4(?s:.*)maxLayerCount\s+= 512`},
 		{"threat-model.md", "64 GiB and 2,000,000 entries", "internal/image/budget.go", `DefaultMaxBytes\s+= 64 << 30(?s:.*)DefaultMaxEntries\s+= 2_000_000`},
 		{"cli.md", "reading and writing 64 MiB, 2,000 random reads and writes, 2,000 small files", "internal/bench/load/files.go", `dataSize\s+= 64 << 20(?s:.*)randomCount = 2000(?s:.*)smallCount\s+= 2000`},

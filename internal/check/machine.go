@@ -76,8 +76,8 @@ func (m *machine) isolationItem() Item {
 // kvm is what /dev/kvm is worth, by measurement.
 func (m *machine) kvm() Item {
 	item := Item{Name: "kvm", Status: Warning, Value: string(m.KVM.State)}
-	if m.KVM.Loop > 0 {
-		item.Value = fmt.Sprintf("%s (%d iterations of a loop: %.3g ms)", m.KVM.State, kvm.Iterations, float64(m.KVM.Loop.Microseconds())/1000)
+	if times := m.KVM.Slowdown(); times > 0 {
+		item.Value = fmt.Sprintf("%s (a loop takes %.0f times as long as outside of a guest)", m.KVM.State, max(1, times))
 	}
 	switch m.KVM.State {
 	case kvm.Real:

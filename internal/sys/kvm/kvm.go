@@ -29,30 +29,40 @@ const (
 )
 
 const (
-	// Iterations of the guest's loop: a microsecond on a processor, 2 ms and more interpreted.
-	Iterations = 2500
-	// slowest is the longest time of the loop that still counts as real: some hundred times what a processor
-	// takes, a fifth of what interpreters do, so that a busy host changes neither verdict. The first turn
-	// also takes in the faults of a guest that has just been made; the shortest of several counts.
-	slowest = 400 * time.Microsecond
-	// tries is how often a loop that looks interpreted is repeated: the host may just have been busy.
-	tries = 4
+	// iterations of the guest's loop: a microsecond on a processor, 2 ms and more interpreted.
+	iterations = 2500
+	// slowest is how many times longer than outside of a guest the loop may take and still count as real. A processor takes
+	// as long in both, plus some microseconds to enter a guest and to leave it; interpreters take 1,000 times as long and more.
+	slowest = 100
+	// tries is how often a loop is repeated whose verdict is not clear: the host may just have been busy.
+	tries = 12
+	// enough tries make a verdict that rests on the difference of two times, each of which the host may have disturbed.
+	enough = 3
 	// patience bounds all tries together.
-	patience = 100 * time.Millisecond
+	patience = 250 * time.Millisecond
 )
 
 // Result is what a measurement found.
 type Result struct {
 	State State
-	// Loop is the shortest time that a guest took for Iterations of a loop in real mode; zero
-	// where no guest ran.
-	Loop time.Duration
+	// Loop is how long a guest took for a loop in real mode, Native how long the loop takes outside of a guest: the shortest of
+	// several times each. Zero where no guest ran.
+	Loop, Native time.Duration
 	// Err says what failed when State is Absent, Denied or Broken.
 	Err error
 }
 
-// Measure runs a guest of three instructions and judges by its speed. It takes at most a tenth of a
-// second, and measures once in the life of a process.
+// Slowdown is how many times longer the loop takes in a guest than outside; 0 where no guest ran.
+func (r Result) Slowdown() float64 {
+	if r.Native <= 0 {
+		return 0
+	}
+	return float64(r.Loop) / float64(r.Native)
+}
+
+// Measure runs a guest of three instructions and judges by its speed, compared with that of the same loop outside of it: a
+// slow processor, or an emulated one, is slow in both. It takes at most a quarter of a second, and measures once in the life
+// of a process.
 var Measure = sync.OnceValue(func() Result { return measure(Device) })
 
 func measure(device string) Result {
@@ -61,18 +71,48 @@ func measure(device string) Result {
 		return failed(err)
 	}
 	defer f.Close()
-	best, err := loop(f, patience)
+	t, err := loop(f, patience)
 	if err != nil {
 		return failed(fmt.Errorf("run a guest on %s: %w", device, err))
 	}
-	return Result{State: judge(best), Loop: best}
+	return Result{State: t.judge(), Loop: t.inGuest(), Native: t.native}
 }
 
-func judge(loop time.Duration) State {
-	if loop > slowest {
+// times are the shortest ones of what was measured so far.
+type times struct {
+	tries       int
+	long, short time.Duration // of a guest that runs the whole loop, and of one that runs it once: entering and leaving it
+	native      time.Duration // of the whole loop outside of a guest
+}
+
+// add takes in what one more try took.
+func (t *times) add(long, short, native time.Duration) {
+	if t.tries == 0 {
+		t.long, t.short, t.native = long, short, native
+	}
+	t.tries++
+	t.long, t.short, t.native = min(t.long, long), min(t.short, short), min(t.native, native)
+}
+
+// inGuest is how long the loop takes in the guest. Where a guest can be entered and left quickly that is no matter; where
+// that takes milliseconds, on an emulated processor, it is the difference that tells.
+func (t *times) inGuest() time.Duration {
+	if t.long <= slowest*t.native || t.tries < enough {
+		return t.long
+	}
+	return max(0, t.long-t.short)
+}
+
+func (t *times) judge() State {
+	if t.inGuest() > slowest*t.native {
 		return Emulated
 	}
 	return Real
+}
+
+// clear tells whether more tries would not change the verdict.
+func (t *times) clear() bool {
+	return t.judge() == Real || t.tries >= enough && t.inGuest() > 10*slowest*t.native
 }
 
 func failed(err error) Result {

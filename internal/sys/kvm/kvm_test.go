@@ -4,9 +4,13 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestMeasureIsBoundedAndAgreesWithItself(t *testing.T) {
@@ -15,14 +19,14 @@ func TestMeasureIsBoundedAndAgreesWithItself(t *testing.T) {
 	if took := time.Since(start); took > 5*time.Second {
 		t.Errorf("Measure took %v", took)
 	}
-	t.Logf("%s, loop %v, err %v", r.State, r.Loop, r.Err)
+	t.Logf("%s, loop %v, natively %v, err %v", r.State, r.Loop, r.Native, r.Err)
 	switch r.State {
 	case Real, Emulated:
-		if r.Err != nil || r.State != judge(r.Loop) {
-			t.Errorf("state %s with loop %v and error %v", r.State, r.Loop, r.Err)
+		if r.Err != nil || (r.State == Emulated) != (r.Slowdown() > slowest) {
+			t.Errorf("state %s with loop %v, natively %v, and error %v", r.State, r.Loop, r.Native, r.Err)
 		}
 	case Absent, Denied, Broken:
-		if r.Err == nil || r.Loop != 0 {
+		if r.Err == nil || r.Loop != 0 || r.Slowdown() != 0 {
 			t.Errorf("state %s with loop %v and no error", r.State, r.Loop)
 		}
 	default:
@@ -47,8 +51,8 @@ func TestMeasureEndsAtItsLimit(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if judge(took) != Emulated {
-		t.Errorf("a guest that was interrupted counts as %s (%v)", judge(took), took)
+	if took.judge() != Emulated {
+		t.Errorf("a guest that was interrupted counts as %s (%+v)", took.judge(), took)
 	}
 	if all := time.Since(start); all > 2*time.Second {
 		t.Errorf("a limit of 1 ms took %v", all)
@@ -75,15 +79,85 @@ func TestMeasureTellsWhatIsWrongWithTheDevice(t *testing.T) {
 	}
 }
 
+// TestJudge has times of machines that were measured: of processors, of emulated ones in which KVM works, and of KVM that
+// interprets its guests.
 func TestJudge(t *testing.T) {
-	for loop, want := range map[time.Duration]State{
-		5 * time.Microsecond:   Real,
-		200 * time.Microsecond: Real,
-		2 * time.Millisecond:   Emulated,
-		patience:               Emulated,
+	const us = time.Microsecond
+	type try struct{ long, short, native time.Duration }
+	for _, c := range []struct {
+		name  string
+		tries []try
+		want  State
+		clear bool // after the last of tries
+	}{
+		{"a processor", []try{{5 * us, 4 * us, us}}, Real, true},
+		{"a processor of a busy host, at first", []try{{300 * us, 20 * us, us}}, Emulated, false},
+		{"and then", []try{{300 * us, 20 * us, us}, {6 * us, 4 * us, us}}, Real, true},
+		{"an emulated processor", []try{{7900 * us, 1200 * us, 9 * us}, {2100 * us, 1900 * us, 9 * us}, {1900 * us, 3000 * us, 8 * us}}, Real, true},
+		{"one of which little is known", []try{{7900 * us, 7800 * us, 9 * us}}, Emulated, false},
+		{"one that was disturbed", []try{{7900 * us, 1200 * us, 9 * us}, {4100 * us, 1900 * us, 9 * us}, {3900 * us, 3000 * us, 8 * us}}, Emulated, false},
+		{"an interpreter", []try{{2300 * us, 30 * us, us}, {2250 * us, 20 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true},
+		{"an interpreter whose short run was disturbed", []try{{2300 * us, 2400 * us, us}, {2250 * us, 2300 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true},
+		{"an interpreter on a slow processor", []try{{40000 * us, 300 * us, 10 * us}, {40000 * us, 300 * us, 10 * us}, {40000 * us, 300 * us, 10 * us}}, Emulated, true},
 	} {
-		if got := judge(loop); got != want {
-			t.Errorf("judge(%v) = %s, want %s", loop, got, want)
+		var all times
+		for _, try := range c.tries {
+			all.add(try.long, try.short, try.native)
+		}
+		if got := all.judge(); got != c.want || all.clear() != c.clear {
+			t.Errorf("%s: %s, clear %v, want %s, %v", c.name, got, all.clear(), c.want, c.clear)
 		}
 	}
+}
+
+func TestRequestsOutliveSignals(t *testing.T) {
+	for _, c := range []struct {
+		answers []unix.Errno
+		want    error
+	}{
+		{[]unix.Errno{0}, nil},
+		{[]unix.Errno{unix.EINTR, unix.EINTR, 0}, nil},
+		{[]unix.Errno{unix.EINTR, unix.ENOTTY}, unix.ENOTTY},
+		{slices.Repeat([]unix.Errno{unix.EINTR}, interruptions+1), unix.EINTR},
+	} {
+		calls := 0
+		got, err := again(func() (uintptr, unix.Errno) {
+			calls++
+			return uintptr(calls), c.answers[calls-1]
+		})
+		if !errors.Is(err, c.want) || err == nil && int(got) != len(c.answers) {
+			t.Errorf("%d answers: %d, %v, want %v", len(c.answers), got, err, c.want)
+		}
+	}
+}
+
+// TestMeasureOutlivesSignals measures on a thread that gets signals all the time.
+func TestMeasureOutlivesSignals(t *testing.T) {
+	want := Measure()
+	if want.State != Real && want.State != Emulated {
+		t.Skipf("no guest runs here: KVM is %s", want.State)
+	}
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	thread := unix.Gettid()
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = unix.Tgkill(os.Getpid(), thread, unix.SIGURG)
+			}
+		}
+	}()
+	for range 20 {
+		if r := measure(Device); r.Err != nil {
+			t.Errorf("measured among signals: %s, %v", r.State, r.Err)
+			break
+		}
+	}
+	close(stop)
+	<-stopped
 }

@@ -4,7 +4,6 @@ package kvm
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -60,9 +59,9 @@ const (
 	rflags = 17
 )
 
-// loop runs the guest until it was fast once, a few times at most, and returns its best time. A guest
-// that does not finish within limit counts as having taken limit.
-func loop(device *os.File, limit time.Duration) (time.Duration, error) {
+// loop runs the guest until its verdict is clear, a few times at most. A guest that does not finish within limit counts as
+// having taken limit.
+func loop(device *os.File, limit time.Duration) (times, error) {
 	deadline := time.Now().Add(limit)
 	// A vCPU belongs to the thread that runs it, and the signal that interrupts it goes to a thread.
 	runtime.LockOSThread()
@@ -70,14 +69,14 @@ func loop(device *os.File, limit time.Duration) (time.Duration, error) {
 
 	version, err := ioctl(device.Fd(), getAPIVersion, 0)
 	if err != nil {
-		return 0, fmt.Errorf("get API version: %w", err)
+		return times{}, fmt.Errorf("get API version: %w", err)
 	}
 	if version != apiVersion {
-		return 0, fmt.Errorf("API version is %d, want %d", version, apiVersion)
+		return times{}, fmt.Errorf("API version is %d, want %d", version, apiVersion)
 	}
 	vm, err := ioctl(device.Fd(), createVM, 0)
 	if err != nil {
-		return 0, fmt.Errorf("create VM: %w", err)
+		return times{}, fmt.Errorf("create VM: %w", err)
 	}
 	defer unix.Close(int(vm))
 	// AMD processors need no such pages, and those that do say so when the guest runs.
@@ -85,53 +84,66 @@ func loop(device *os.File, limit time.Duration) (time.Duration, error) {
 
 	memory, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return 0, fmt.Errorf("map guest memory: %w", err)
+		return times{}, fmt.Errorf("map guest memory: %w", err)
 	}
 	defer unix.Munmap(memory)
 	copy(memory, code)
 	region := memoryRegion{guestAddr: codeAddr, size: uint64(len(memory)), userspaceAddr: uint64(uintptr(unsafe.Pointer(&memory[0])))}
 	if _, err := ioctlPtr(vm, setUserMemoryRegion, unsafe.Pointer(&region)); err != nil {
-		return 0, fmt.Errorf("set guest memory: %w", err)
+		return times{}, fmt.Errorf("set guest memory: %w", err)
 	}
 	return loopVCPU(device, vm, deadline)
 }
 
-func loopVCPU(device *os.File, vm uintptr, deadline time.Time) (time.Duration, error) {
+func loopVCPU(device *os.File, vm uintptr, deadline time.Time) (t times, err error) {
 	size, err := ioctl(device.Fd(), getVCPUMmapSize, 0)
 	if err != nil {
-		return 0, fmt.Errorf("get size of a virtual processor: %w", err)
+		return t, fmt.Errorf("get size of a virtual processor: %w", err)
 	}
 	vcpu, err := ioctl(vm, createVCPU, 0)
 	if err != nil {
-		return 0, fmt.Errorf("create virtual processor: %w", err)
+		return t, fmt.Errorf("create virtual processor: %w", err)
 	}
 	defer unix.Close(int(vcpu))
 	shared, err := unix.Mmap(int(vcpu), 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
-		return 0, fmt.Errorf("map virtual processor: %w", err)
+		return t, fmt.Errorf("map virtual processor: %w", err)
 	}
 	defer unix.Munmap(shared)
 
 	stop := interrupt(shared, deadline)
 	defer stop()
-	best := time.Duration(-1)
-	for range tries {
-		took, err := runOnce(vcpu, shared, deadline)
+	for t.tries < tries && !t.over(deadline) {
+		short, err := runOnce(vcpu, shared, 1, deadline)
 		if err != nil {
-			return 0, err
+			return t, err
 		}
-		if best < 0 || took < best {
-			best = took
+		long, err := runOnce(vcpu, shared, iterations, deadline)
+		if err != nil {
+			return t, err
 		}
-		if best <= slowest || !time.Now().Before(deadline) {
-			break
-		}
+		t.add(long, short, native(iterations))
 	}
-	return best, nil
+	return t, nil
 }
 
-// runOnce returns how long the guest took, or until the deadline if that is what ended it.
-func runOnce(vcpu uintptr, shared []byte, deadline time.Time) (time.Duration, error) {
+// over tells whether there is nothing more to be tried.
+func (t *times) over(deadline time.Time) bool {
+	return t.tries > 0 && (t.clear() || !time.Now().Before(deadline))
+}
+
+// native runs the guest's loop outside of it.
+//
+//go:noinline
+func native(n int) time.Duration {
+	start := time.Now()
+	for ; n > 0; n-- {
+	}
+	return time.Since(start)
+}
+
+// runOnce returns how long the guest took for n turns of its loop, or more than any real one if the deadline ended it.
+func runOnce(vcpu uintptr, shared []byte, n uint64, deadline time.Time) (time.Duration, error) {
 	var sregs [312]byte // struct kvm_sregs, which begins with the code segment: base, limit, selector
 	if _, err := ioctlPtr(vcpu, getSregs, unsafe.Pointer(&sregs)); err != nil {
 		return 0, fmt.Errorf("get segments: %w", err)
@@ -141,22 +153,22 @@ func runOnce(vcpu uintptr, shared []byte, deadline time.Time) (time.Duration, er
 	if _, err := ioctlPtr(vcpu, setSregs, unsafe.Pointer(&sregs)); err != nil {
 		return 0, fmt.Errorf("set segments: %w", err)
 	}
-	r := regs{rcx: Iterations, rip: codeAddr, rflags: 2}
+	r := regs{rcx: n, rip: codeAddr, rflags: 2}
 	if _, err := ioctlPtr(vcpu, setRegs, unsafe.Pointer(&r)); err != nil {
 		return 0, fmt.Errorf("set registers: %w", err)
 	}
 	start := time.Now()
 	for {
-		_, err := ioctl(vcpu, run, 0)
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, vcpu, run, 0)
 		took := time.Since(start)
-		if errors.Is(err, unix.EINTR) {
+		if errno == unix.EINTR {
 			if time.Now().Before(deadline) {
 				continue // a signal that has nothing to do with us
 			}
-			return max(took, slowest+1), nil
+			return max(took, patience), nil
 		}
-		if err != nil {
-			return 0, fmt.Errorf("run: %w", err)
+		if errno != 0 {
+			return 0, fmt.Errorf("run: %w", errno)
 		}
 		if reason := binary.NativeEndian.Uint32(shared[exitReason:]); reason != exitHlt {
 			return 0, fmt.Errorf("guest stopped with exit reason %d, want %d (hlt)", reason, exitHlt)
@@ -190,17 +202,15 @@ func interrupt(shared []byte, deadline time.Time) (stop func()) {
 }
 
 func ioctl(fd uintptr, request, arg uintptr) (uintptr, error) {
-	r, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, arg)
-	if errno != 0 {
+	return again(func() (uintptr, unix.Errno) {
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, arg)
 		return r, errno
-	}
-	return r, nil
+	})
 }
 
 func ioctlPtr(fd uintptr, request uintptr, arg unsafe.Pointer) (uintptr, error) {
-	r, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(arg))
-	if errno != 0 {
+	return again(func() (uintptr, unix.Errno) {
+		r, _, errno := unix.Syscall(unix.SYS_IOCTL, fd, request, uintptr(arg))
 		return r, errno
-	}
-	return r, nil
+	})
 }
