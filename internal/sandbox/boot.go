@@ -418,6 +418,11 @@ func (s *Sandbox) openConsole(a *attempt, spec *vmm.Spec) error {
 	return nil
 }
 
+// emulated warns of a VM that is, on a host that was to do better.
+func emulated(why error) string {
+	return fmt.Sprintf("the VM is emulated, which is slow and no security boundary: %v (husk check says more)", why)
+}
+
 // recordVM puts the VM's processes on record, for whoever cleans up after a dead owner.
 func (c *container) recordVM(vm vmm.VM, spec vmm.Spec) error {
 	c.mu.Lock()
@@ -428,7 +433,11 @@ func (c *container) recordVM(vm vmm.VM, spec vmm.Spec) error {
 	}
 	c.record.Isolation = string(vmm.Emulated)
 	if v, ok := vm.(vmm.Isolator); ok {
-		c.record.Isolation = string(v.Isolation())
+		class, why := v.Isolation()
+		c.record.Isolation = string(class)
+		if warning := emulated(why); why != nil && !slices.Contains(c.warnings, warning) {
+			c.warnings = append(c.warnings, warning)
+		}
 	}
 	if p, err := state.Of("vmm", vm.PID()); err == nil {
 		c.record.Helpers = append(c.record.Helpers, p)

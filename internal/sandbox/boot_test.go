@@ -3,11 +3,13 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 
 	"husk.dev/husk/internal/channel"
+	"husk.dev/husk/internal/vmm/vmmtest"
 )
 
 // TestBootAgain: a guest that dies while it boots is booted again, and not for ever.
@@ -32,5 +34,24 @@ func TestBootAgain(t *testing.T) {
 				t.Errorf("got %v, want how the guest died", err)
 			}
 		})
+	}
+}
+
+// TestEmulationIsTold: whoever starts a container hears that the host's KVM was not used, once, and nothing of it where there is
+// none.
+func TestEmulationIsTold(t *testing.T) {
+	for _, why := range []error{nil, errors.New("/dev/kvm is there and broken: no such luck")} {
+		s, request := newSandbox(t, (&agent{}).serve)
+		s.options.Driver.(*vmmtest.Fake).Unusable = why
+		if err := s.Create(t.Context(), request); err != nil {
+			t.Fatal(err)
+		}
+		told := slices.DeleteFunc(s.Warnings("c"), func(w string) bool { return !strings.Contains(w, "emulated") })
+		if why == nil && len(told) > 0 {
+			t.Errorf("warned of a host without a device: %q", told)
+		}
+		if why != nil && (len(told) != 1 || !strings.Contains(told[0], "no such luck")) {
+			t.Errorf("warnings %q, want one that says why", told)
+		}
 	}
 }

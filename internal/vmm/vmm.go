@@ -215,7 +215,9 @@ type MemoryGrower interface {
 
 // Isolator tells what keeps a VM's guest in. A VM without it counts as Emulated.
 type Isolator interface {
-	Isolation() Isolation
+	// Isolation is the class, and why it is Emulated on a host whose device for more fails, or is not the monitor's to use:
+	// nil where nothing was expected that is not there.
+	Isolation() (Isolation, error)
 }
 
 // ErrSnapshot is matched when Start fails because of what is in Spec.From: it fails again as long as that is so.

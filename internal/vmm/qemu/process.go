@@ -134,7 +134,7 @@ func (d *Driver) start(ctx context.Context, s vmm.Spec) (*machine, error) {
 	if err != nil {
 		return nil, err
 	}
-	m.accel, m.cid = accel, f.cid
+	m.accel, m.asked, m.cid = accel, s.Accel != "", f.cid
 	if err := m.ready(ctx, s, f); err != nil {
 		err = m.abandon(ctx, err)
 		if state := cmd.ProcessState; s.From != nil && state != nil && state.Exited() { // by itself, not killed

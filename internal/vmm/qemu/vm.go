@@ -31,6 +31,7 @@ type machine struct {
 	agent  *channel.Client // nil where the channel is a vsock
 	cid    uint32          // of the vsock
 	accel  string          // kvm or tcg
+	asked  bool            // accel was asked for by name
 	ram    *os.File        // the guest's memory, where it is to be saved or lent
 	cards  cards
 
@@ -41,11 +42,24 @@ type machine struct {
 }
 
 // Isolation is that of the accelerator.
-func (m *machine) Isolation() vmm.Isolation {
-	if m.accel == "kvm" && kvm.Measure().State == kvm.Real {
-		return vmm.Hardware
+func (m *machine) Isolation() (vmm.Isolation, error) {
+	measured := kvm.Measure()
+	if m.accel == "kvm" && measured.State == kvm.Real {
+		return vmm.Hardware, nil
 	}
-	return vmm.Emulated
+	if m.asked {
+		return vmm.Emulated, nil
+	}
+	return vmm.Emulated, unusable(measured)
+}
+
+// unusable says why a device that is there is not used.
+func unusable(measured kvm.Result) error {
+	switch measured.State {
+	case kvm.Denied, kvm.Broken:
+		return fmt.Errorf("%s is there and %s: %w", kvm.Device, measured.State, measured.Err)
+	}
+	return nil // absent, or a part of a machine that cannot do better
 }
 
 // newMachine takes over a QEMU that has just started, our ends of its sockets, and done, which it closes

@@ -1,12 +1,14 @@
 package qemu
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"syscall"
 	"testing"
 	"time"
 
+	"husk.dev/husk/internal/sys/kvm"
 	"husk.dev/husk/internal/testenv"
 	"husk.dev/husk/internal/vmm"
 	"husk.dev/husk/internal/vmm/vmmtest"
@@ -40,5 +42,16 @@ func TestSuite(t *testing.T) {
 		t.Run(machine, func(t *testing.T) {
 			vmmtest.Suite(t, func(t *testing.T) vmmtest.Target { return target(t, machine) })
 		})
+	}
+}
+
+func TestUnusableKVMIsNamed(t *testing.T) {
+	why := errors.New("reason")
+	for state, told := range map[kvm.State]bool{
+		kvm.Real: false, kvm.Emulated: false, kvm.Absent: false, kvm.Denied: true, kvm.Broken: true,
+	} {
+		if err := unusable(kvm.Result{State: state, Err: why}); (err != nil) != told || told && !errors.Is(err, why) {
+			t.Errorf("%s: %v, want one that says why: %v", state, err, told)
+		}
 	}
 }

@@ -22,6 +22,8 @@ type Fake struct {
 	// Serve is the guest: it serves until ctx ends or the channel closes. Returning earlier is a
 	// guest that powers itself off.
 	Serve func(ctx context.Context, s *channel.Server) error
+	// Unusable is why its VMs are emulated on a host that has a device for more; nil: it has none.
+	Unusable error
 }
 
 // Info claims what the fake can do.
@@ -79,7 +81,7 @@ func (f *Fake) start(ctx context.Context, s vmm.Spec) (*FakeVM, error) {
 	}
 	// The guest lives until it is stopped, not as long as the call that started it.
 	life, end := context.WithCancel(context.Background())
-	vm := &FakeVM{id: s.ID, client: client, server: server, end: end, done: make(chan struct{}), held: undo.Release()}
+	vm := &FakeVM{id: s.ID, unusable: f.Unusable, client: client, server: server, end: end, done: make(chan struct{}), held: undo.Release()}
 	go vm.run(life, f.Serve)
 	return vm, nil
 }
@@ -155,10 +157,15 @@ type FakeVM struct {
 	held   *cleanup.Stack
 	done   chan struct{}
 
+	unusable error
+
 	mu    sync.Mutex
 	ended bool  // guarded by mu: the cause is settled
 	err   error // guarded by mu: the cause
 }
+
+// Isolation is what a process of the host's gives.
+func (v *FakeVM) Isolation() (vmm.Isolation, error) { return vmm.Emulated, v.unusable }
 
 // run serves until the guest ends and then frees what the VM holds.
 func (v *FakeVM) run(ctx context.Context, serve func(context.Context, *channel.Server) error) {
