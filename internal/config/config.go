@@ -77,7 +77,7 @@ type Config struct {
 func Default() Config {
 	run := "/run/husk"
 	data := "/var/lib/husk"
-	if who, root := outside(); !root {
+	if who, root := Outside(); !root {
 		if dir := os.Getenv("XDG_RUNTIME_DIR"); dir != "" {
 			run = filepath.Join(dir, "husk")
 		}
@@ -97,9 +97,9 @@ func Default() Config {
 	}
 }
 
-// outside tells which user of the machine this process is, and whether that is root. Root of a user namespace is the user
+// Outside tells which user of the machine this process is, and whether that is root. Root of a user namespace is the user
 // who made it, and has no place in /run and /var.
-func outside() (id string, root bool) {
+func Outside() (id string, root bool) {
 	if os.Geteuid() != 0 {
 		return strconv.Itoa(os.Geteuid()), false
 	}
