@@ -49,3 +49,13 @@ func family(a netip.Addr) byte {
 	}
 	return unix.AF_INET6
 }
+
+// AddAddress adds an address to an interface.
+func (c *Conn) AddAddress(index int, p netip.Prefix) error {
+	return c.Do(unix.RTM_NEWADDR, unix.NLM_F_CREATE|unix.NLM_F_EXCL, MakeAddress(index, p))
+}
+
+// AddDefaultRoute adds a default route through a gateway.
+func (c *Conn) AddDefaultRoute(index int, gateway netip.Addr) error {
+	return c.Do(unix.RTM_NEWROUTE, unix.NLM_F_CREATE|unix.NLM_F_EXCL, MakeDefaultRoute(index, gateway))
+}
