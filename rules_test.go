@@ -147,11 +147,23 @@ var layers = []layer{
 		"work in a container knows nothing but the kernel under it",
 	},
 	{
+		[]string{"internal/selftest"},
+		[]string{
+			"internal/check", "internal/child", "internal/cleanup", "internal/config", "internal/ocispec", "internal/selftest/work", "internal/state",
+			"internal/sys/...",
+		},
+		"tries what users see: it calls husk by its command line, and knows only what check says and which processes are on record, to kill them",
+	},
+	{
+		[]string{"internal/selftest/work"}, nil,
+		"work in a container knows nothing but the kernel under it",
+	},
+	{
 		[]string{"internal/cli"},
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
 			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/forward", "internal/hook",
-			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/shim", "internal/state",
+			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/selftest/...", "internal/shim", "internal/state",
 			"internal/storage/...", "internal/sys/...", "internal/template", "internal/tracing", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",

@@ -158,8 +158,8 @@ func (a *App) command() *cobra.Command {
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
 		a.listCommand(), a.pauseCommand(), a.resumeCommand(), a.updateCommand(), a.eventsCommand(),
 		a.specCommand(), a.featuresCommand())
-	add(groupHost, a.checkCommand(), a.installCommand(), a.templateCommand(), a.benchCommand(), a.versionCommand())
-	root.AddCommand(a.ownerCommand(), a.attendCommand(), a.benchLoadCommand())
+	add(groupHost, a.checkCommand(), a.installCommand(), a.templateCommand(), a.selftestCommand(), a.benchCommand(), a.versionCommand())
+	root.AddCommand(a.ownerCommand(), a.attendCommand(), a.benchLoadCommand(), a.selftestWorkCommand())
 	return root
 }
 
