@@ -46,6 +46,16 @@ func (at Setting) places() (data, run string) {
 func (s *session) makeDirs(ctx context.Context) error {
 	data, run := s.at.places()
 	for _, dir := range []string{data, run} {
+		missing := dir
+		for !exists(filepath.Dir(missing)) {
+			missing = filepath.Dir(missing)
+		}
+		if exists(missing) {
+			continue
+		}
+		for made := dir; made != filepath.Dir(missing); made = filepath.Dir(made) {
+			s.made = append(s.made, made) // the innermost first
+		}
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
 		}
@@ -80,6 +90,11 @@ func (s *session) makeDirs(ctx context.Context) error {
 	}
 	c.Template = "off"
 	return writeConfig(d.path(coldFile), c)
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 func writeConfig(name string, c config.Config) error {
@@ -155,6 +170,9 @@ func (s *session) close() error {
 	err := s.endAll()
 	if s.dirs != nil {
 		err = errors.Join(err, s.dirs.remove())
+	}
+	for _, dir := range s.made {
+		_ = os.Remove(dir) // somebody else may have come to use it
 	}
 	s.reaper.close()
 	return err

@@ -20,11 +20,11 @@ var mendings = []struct {
 		[]string{"read-only file system", "permission denied", "not a directory", "no such file or directory", "file name too long", "operation not permitted"},
 		"set data_dir and run_dir in CONFIG to directories that this user can write to and run programs of (not DIRS), or use --dir",
 	},
-	{[]string{"file service", "virtiofsd"}, "install the distribution's virtiofsd (apt-get install virtiofsd, on Debian 12 qemu-system-common), and leave virtiofsd out of CONFIG"},
+	{[]string{"file service", "virtiofsd"}, "have CONFIG name no virtiofsd, or the distribution's (package virtiofsd, on Debian 12 qemu-system-common)"},
 	{[]string{"passt"}, "install the distribution's passt (apt-get install passt)"},
 	{[]string{"memory"}, "free some memory, or set memory_mib in CONFIG to less"},
 	{[]string{"has not answered", "did not answer", "no answer", "start_timeout"}, "set start_timeout_seconds in CONFIG to more: this machine is slow, or its guest hangs (the log has its console)"},
-	{[]string{"qemu", "QEMU"}, "install the distribution's QEMU, and leave qemu out of CONFIG; the log has what it said"},
+	{[]string{"qemu", "QEMU"}, "have CONFIG name no qemu, or the distribution's; the log has what it said"},
 }
 
 // diskSteps are the steps in which what the errors of files speak of are the directories.
@@ -37,7 +37,7 @@ const reportIt = "report it with the output of husk selftest --json, and the log
 func (s *session) fix(st step, err error) string {
 	for _, item := range s.report.Check.Items {
 		if item.Status == check.Missing && item.Fix != "" && (st.name == "check" || slices.Contains(st.concerns, item.Name)) {
-			return item.Fix
+			return strings.ReplaceAll(item.Fix, config.DefaultFile, s.configFile())
 		}
 	}
 	var late timeUp
@@ -46,11 +46,7 @@ func (s *session) fix(st step, err error) string {
 	}
 	text := err.Error()
 	data, run := s.at.places()
-	file := s.at.ConfigFile
-	if file == "" {
-		file = config.DefaultFile
-	}
-	words := strings.NewReplacer("DIRS", data+" and "+run, "CONFIG", file)
+	words := strings.NewReplacer("DIRS", data+" and "+run, "CONFIG", s.configFile())
 	for i, m := range mendings {
 		if i == 1 && !slices.Contains(diskSteps, st.name) {
 			continue
@@ -60,4 +56,12 @@ func (s *session) fix(st step, err error) string {
 		}
 	}
 	return reportIt
+}
+
+// configFile is the file that says what is tried.
+func (s *session) configFile() string {
+	if s.at.ConfigFile == "" {
+		return config.DefaultFile
+	}
+	return s.at.ConfigFile
 }

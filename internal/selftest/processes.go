@@ -63,6 +63,13 @@ func (r *reaper) start(cmd *exec.Cmd, begin func(*exec.Cmd) error) error {
 	return nil
 }
 
+// aside calls f, which may start processes of its own and wait for them.
+func (r *reaper) aside(f func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	f()
+}
+
 func (r *reaper) forget(pid int) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

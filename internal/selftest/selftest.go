@@ -142,8 +142,9 @@ func (e skip) Error() string { return e.why }
 func (s *session) take(ctx context.Context, o Options, st step) Result {
 	r := Result{Name: st.name, What: st.what, Status: Skipped}
 	for _, need := range st.needs {
-		if s.failed[need] {
-			r.Why = need + " failed"
+		if s.lacking[need] {
+			s.lacking[st.name] = true
+			r.Why = "without " + need + " it cannot be tried"
 			return r
 		}
 	}
@@ -175,7 +176,7 @@ func (s *session) take(ctx context.Context, o Options, st step) Result {
 		fallthrough
 	default:
 		r.Status, r.Why, r.Fix = Failed, oneLine(err.Error()), s.fix(st, err)
-		s.failed[st.name] = true
+		s.lacking[st.name] = true
 	}
 	s.keepLog(&r, err)
 	if err := s.endAll(); err != nil && r.Status != Failed {
@@ -198,7 +199,7 @@ func (e timeUp) Unwrap() error { return e.err }
 
 // tryCheck is what husk check says.
 func tryCheck(_ context.Context, s *session) error {
-	s.report.Check = s.at.Check()
+	s.reaper.aside(func() { s.report.Check = s.at.Check() })
 	if s.report.Check.Ready {
 		return nil
 	}

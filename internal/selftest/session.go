@@ -21,12 +21,13 @@ import (
 
 // session is one Run.
 type session struct {
-	at     Setting
-	report *Report
-	dirs   *dirs // nil before the step image
-	failed map[string]bool
-	serial atomic.Int64 // of container ids
-	reaper *reaper
+	at      Setting
+	report  *Report
+	dirs    *dirs           // nil before the step image
+	made    []string        // the configuration's directories that were not there, and what they are in
+	lacking map[string]bool // steps that others cannot do without
+	serial  atomic.Int64    // of container ids
+	reaper  *reaper
 
 	log     logBuffer // of the step
 	logFile string    // empty before a step failed
@@ -45,7 +46,7 @@ const (
 )
 
 func newSession(at Setting) *session {
-	return &session{at: at, failed: map[string]bool{}, reaper: newReaper()}
+	return &session{at: at, lacking: map[string]bool{}, reaper: newReaper()}
 }
 
 // job is the command line of the work in a container.
@@ -62,6 +63,8 @@ type call struct {
 	out  *os.File      // what it printed
 	err  *os.File      // the same of stderr
 	done chan struct{} // closed at its end
+
+	noted bool // in the log
 }
 
 // options are what few calls need.
@@ -152,12 +155,16 @@ func (c *call) wait(ctx context.Context) (int, error) {
 
 // note writes to the log what the call did.
 func (c *call) note() {
+	if c.noted {
+		return
+	}
+	c.noted = true
 	fmt.Fprintf(&c.s.log, "$ husk %s\n%s%s[%v]\n", strings.Join(c.args, " "), said(c.out), said(c.err), c.cmd.ProcessState)
 }
 
 // failure is the error of a call that ended with a code that it should not have.
 func (c *call) failure(code, want int) error {
-	return fmt.Errorf("husk %s: exit code %d, want %d%s", strings.Join(c.args, " "), code, want, lastWords(said(c.err)))
+	return fmt.Errorf("husk %s: exit code %d, want %d%s", c.args[0], code, want, lastWords(said(c.err)))
 }
 
 // lastWords are the last line of what a program said.
