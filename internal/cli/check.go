@@ -3,11 +3,13 @@ package cli
 import (
 	"context"
 	"os"
+	"strconv"
 
 	"github.com/spf13/cobra"
 
 	"husk.dev/husk/internal/assets"
 	"husk.dev/husk/internal/check"
+	"husk.dev/husk/internal/config"
 	"husk.dev/husk/internal/storage/virtiofs"
 	"husk.dev/husk/internal/sys"
 	"husk.dev/husk/internal/sys/kvm"
@@ -43,7 +45,7 @@ func (a *App) checkCommand() *cobra.Command {
 
 func (a *App) checkInputs(ctx context.Context) check.Inputs {
 	in := check.Inputs{
-		Config: a.config, KVM: kvm.Measure(), Arch: assets.Arch(), UID: os.Geteuid(), MonitorUID: sys.MonitorID(),
+		Config: a.config, KVM: kvm.Measure(), Arch: assets.Arch(), UID: userID(), MonitorUID: sys.MonitorID(),
 		Shells: shellPrograms, Path: os.Getenv("PATH"),
 	}
 	in.Guest, in.GuestErr = assets.Find(a.config.GuestDir)
@@ -55,6 +57,16 @@ func (a *App) checkInputs(ctx context.Context) check.Inputs {
 	}
 	in.Driver = driver.Info()
 	return in
+}
+
+// userID is that of the user of this machine that this process is, which root of a user namespace is not.
+func userID() int {
+	text, _ := config.Outside()
+	id, err := strconv.Atoi(text)
+	if err != nil {
+		return os.Geteuid()
+	}
+	return id
 }
 
 // fileService is the virtiofsd that a container would get.

@@ -13,7 +13,6 @@ import (
 
 	"husk.dev/husk/internal/assets"
 	"husk.dev/husk/internal/check"
-	"husk.dev/husk/internal/config"
 	"husk.dev/husk/internal/selftest"
 	"husk.dev/husk/internal/selftest/work"
 )
@@ -108,8 +107,8 @@ func (a *App) selftest(ctx context.Context, o selftest.Options, dir string, asJS
 
 func (a *App) selftestSetting(ctx context.Context, dir string) (at selftest.Setting, err error) {
 	at = selftest.Setting{Config: a.config, ConfigFile: a.configFile, Version: a.version, User: "root"}
-	if id, root := config.Outside(); !root {
-		at.User = "uid " + id
+	if at.Rootless = userID() != 0; at.Rootless {
+		at.User = fmt.Sprintf("uid %d", userID())
 	}
 	if at.Binary, err = os.Executable(); err != nil {
 		return at, fmt.Errorf("find this program: %w", err)

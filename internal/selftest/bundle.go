@@ -44,7 +44,7 @@ func (b *bundle) up(ctx context.Context) error {
 	if err := os.WriteFile(filepath.Join(dir, "config.json"), data, 0o644); err != nil {
 		return err
 	}
-	if b.made, err = b.s.start(options{}, "create", "--bundle", dir, b.id); err != nil {
+	if b.made, err = b.s.start(options{engine: true}, "create", "--bundle", dir, b.id); err != nil {
 		return err
 	}
 	defer b.made.close() // the container has the files open

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"husk.dev/husk/internal/config"
@@ -54,7 +55,7 @@ func (s *session) makeDirs(ctx context.Context) error {
 			continue
 		}
 		for made := dir; made != filepath.Dir(missing); made = filepath.Dir(made) {
-			s.made = append(s.made, made) // the innermost first
+			s.made = append(s.made, made)
 		}
 		if err := os.MkdirAll(dir, 0o711); err != nil {
 			return err
@@ -171,6 +172,7 @@ func (s *session) close() error {
 	if s.dirs != nil {
 		err = errors.Join(err, s.dirs.remove())
 	}
+	slices.SortFunc(s.made, func(a, b string) int { return len(b) - len(a) })
 	for _, dir := range s.made {
 		_ = os.Remove(dir) // somebody else may have come to use it
 	}

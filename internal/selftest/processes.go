@@ -205,7 +205,7 @@ func (s *session) left() (found []string) {
 
 // awaitNothing waits until nothing is left of the step's containers.
 func (s *session) awaitNothing(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, goneLimit)
+	ctx, cancel := context.WithTimeout(ctx, s.at.gone)
 	defer cancel()
 	var found []string
 	err := until(ctx, "nothing is left", func() (bool, error) {
@@ -228,8 +228,8 @@ func (s *session) endAll() error {
 		defer cancel()
 		s.deleteAll(ctx)
 	}
-	end := time.Now().Add(goneLimit)
-	for killed := time.Now().Add(goneLimit / 6); time.Now().Before(end); time.Sleep(poll) {
+	end := time.Now().Add(s.at.gone)
+	for killed := time.Now().Add(s.at.gone / 6); time.Now().Before(end); time.Sleep(poll) {
 		if len(s.left()) == 0 {
 			return nil
 		}

@@ -34,8 +34,12 @@ type Setting struct {
 	Check   func() check.Report
 	Version string // of husk
 	User    string // who runs it
+	// Rootless says that this process is root of a user namespace alone.
+	Rootless bool
 	// Step is told of each step that has ended.
 	Step func(Result)
+
+	gone time.Duration // how long the traces of containers may take to go; 0: goneLimit
 }
 
 // step is one thing that is tried. To add one: give it a line in steps and a row in docs/cli.md.
@@ -119,7 +123,7 @@ func run(ctx context.Context, o Options, at Setting, steps []step) (_ *Report, e
 		}
 		r := s.take(limited, o, st)
 		if ctx.Err() != nil {
-			break // what it says was the interrupt's doing
+			break
 		}
 		report.Steps = append(report.Steps, r)
 		at.Step(r)
@@ -177,6 +181,10 @@ func (s *session) take(ctx context.Context, o Options, st step) Result {
 	default:
 		r.Status, r.Why, r.Fix = Failed, oneLine(err.Error()), s.fix(st, err)
 		s.lacking[st.name] = true
+	}
+	if errors.Is(ctx.Err(), context.Canceled) { // what it says is the interrupt's doing
+		_ = s.endAll() // close tries again, and tells
+		return r
 	}
 	s.keepLog(&r, err)
 	if err := s.endAll(); err != nil && r.Status != Failed {

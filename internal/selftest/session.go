@@ -46,6 +46,9 @@ const (
 )
 
 func newSession(at Setting) *session {
+	if at.gone == 0 {
+		at.gone = goneLimit
+	}
 	return &session{at: at, lacking: map[string]bool{}, reaper: newReaper()}
 }
 
@@ -72,6 +75,7 @@ type options struct {
 	config string // a file of dirs; empty: its usual one
 	stdin  string
 	netns  string // path of the network namespace that it is called in
+	engine bool   // as an engine calls it: one without root has a mount namespace of its own
 }
 
 // start starts a call of husk. Whatever becomes of this process, it ends with it.
@@ -83,6 +87,9 @@ func (s *session) start(o options, args ...string) (*call, error) {
 	c := &call{s: s, args: args, done: make(chan struct{})}
 	c.cmd = exec.Command(s.at.Binary, append([]string{"--config", s.dirs.path(config)}, args...)...)
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's interrupt is for this process alone
+	if o.engine && s.at.Rootless {
+		c.cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	}
 	if o.stdin != "" {
 		c.cmd.Stdin = strings.NewReader(o.stdin)
 	}
