@@ -15,6 +15,7 @@ import (
 	"husk.dev/husk/internal/bench"
 	"husk.dev/husk/internal/check"
 	"husk.dev/husk/internal/config"
+	"husk.dev/husk/internal/selftest"
 )
 
 func read(t *testing.T, path string) string {
@@ -189,6 +190,16 @@ func TestEveryBenchGroupIsDescribed(t *testing.T) {
 	for _, name := range bench.Groups() {
 		if row(page, name) == "" {
 			t.Errorf("cli.md has no row for the group %q of husk bench", name)
+		}
+	}
+}
+
+func TestEverySelftestStepIsDescribed(t *testing.T) {
+	page := read(t, "cli.md")
+	names, _ := selftest.Steps()
+	for _, name := range names {
+		if row(page, name) == "" {
+			t.Errorf("cli.md has no row for the step %q of husk selftest", name)
 		}
 	}
 }
