@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"husk.dev/husk/internal/config"
 	"husk.dev/husk/internal/state"
@@ -128,6 +129,20 @@ func (d *dirs) remove() error {
 	return err
 }
 
+// unlocked is for how long a self-test that lives may have a directory without a lock, with much to spare.
+const unlocked = time.Hour
+
+// ours tells whether a directory was made by this user and nobody else can write to it: whoever can make a container's
+// state can name programs, which its deletion runs.
+func ours(dir string) bool {
+	info, err := os.Lstat(dir)
+	if err != nil || !info.IsDir() || info.Mode().Perm()&0o022 != 0 {
+		return false
+	}
+	_, uid, _ := sys.Ownership(info)
+	return int(uid) == os.Geteuid()
+}
+
 // sweep removes what self-tests that were killed left: their containers, which may still run, and their files.
 func (s *session) sweep(ctx context.Context, data, run string) error {
 	found, err := filepath.Glob(filepath.Join(data, mark+"*"))
@@ -136,9 +151,15 @@ func (s *session) sweep(ctx context.Context, data, run string) error {
 	}
 	for _, work := range found {
 		d := &dirs{work: work, data: filepath.Join(work, "data"), run: filepath.Join(run, filepath.Base(work), "run")}
+		if !ours(work) || exists(filepath.Dir(d.run)) && !ours(filepath.Dir(d.run)) {
+			continue
+		}
 		f, err := os.OpenFile(d.path(lockFile), os.O_RDWR, 0)
 		if errors.Is(err, fs.ErrNotExist) {
-			continue // it is being made, or another sweeps it
+			if info, err := os.Stat(work); err == nil && time.Since(info.ModTime()) > unlocked {
+				_ = os.RemoveAll(work) // else another sweeps it
+			}
+			continue
 		}
 		if err != nil {
 			return err

@@ -274,7 +274,9 @@ func TestSweep(t *testing.T) {
 	data := at.Config.DataDir
 	lives := filepath.Join(data, mark+"lives")
 	var locks []string
-	for _, work := range []string{lives, filepath.Join(data, mark+"killed")} {
+	foreign := filepath.Join(data, mark+"foreign") // anybody can have made it
+	young, old := filepath.Join(data, mark+"young"), filepath.Join(data, mark+"old")
+	for _, work := range []string{lives, filepath.Join(data, mark+"killed"), foreign, young, old} {
 		for _, dir := range []string{filepath.Join(work, "data", "images"), filepath.Join(at.Config.RunDir, filepath.Base(work), "run")} {
 			if err := os.MkdirAll(dir, 0o755); err != nil {
 				t.Fatal(err)
@@ -284,6 +286,11 @@ func TestSweep(t *testing.T) {
 		if err := os.WriteFile(locks[len(locks)-1], nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
+	}
+	before := time.Now().Add(-2 * unlocked)
+	err := errors.Join(os.Chmod(foreign, 0o777), os.Remove(locks[3]), os.Remove(locks[4]), os.Chtimes(old, before, before))
+	if err != nil {
+		t.Fatal(err)
 	}
 	held, err := os.Open(locks[0])
 	if err != nil {
@@ -296,10 +303,17 @@ func TestSweep(t *testing.T) {
 	if _, err := run(t.Context(), patient, at, []step{steps[1]}); err != nil {
 		t.Fatal(err)
 	}
-	for _, dir := range []string{data, at.Config.RunDir} {
-		entries, err := os.ReadDir(dir)
-		if err != nil || len(entries) != 1 || entries[0].Name() != filepath.Base(lives) {
-			t.Errorf("%s has %v (%v), want what the one that lives needs", dir, entries, err)
+	entries, err := os.ReadDir(data)
+	var names []string
+	for _, e := range entries {
+		names = append(names, strings.TrimPrefix(e.Name(), mark))
+	}
+	if want := []string{"foreign", "lives", "young"}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("left are %q (%v), want %q", names, err, want)
+	}
+	for name, left := range map[string]bool{"lives": true, "foreign": true, "killed": false} {
+		if dir := filepath.Join(at.Config.RunDir, mark+name); exists(dir) != left {
+			t.Errorf("%s is there: %v, want %v", dir, !left, left)
 		}
 	}
 }

@@ -122,6 +122,12 @@ func TestSelftestChosen(t *testing.T) {
 	if list := husk(t, "selftest", "--list").ok(); !strings.Contains(list, "\nkill-owner ") {
 		t.Errorf("the list is %s", list)
 	}
+	config, _ := selftestConfig(t, `template = "off"`, "nic_egress_bps = 1000000")
+	for _, s := range selftest(t, 0, config, "template", "network").Steps[2:] {
+		if s.Status != "skipped" || s.Why == "" {
+			t.Errorf("%+v, want it skipped", s)
+		}
+	}
 	husk(t, "selftest", "no-such").fails(1, "no step", "kill-owner")
 	husk(t, "selftest", "--timeout", "-1s").fails(1, "--timeout")
 }
