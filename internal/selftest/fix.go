@@ -30,7 +30,7 @@ var mendings = []struct {
 // diskSteps are the steps in which what the errors of files speak of are the directories.
 var diskSteps = []string{"image"}
 
-// report is what mends what is husk's own fault.
+// reportIt is what mends what is husk's own fault.
 const reportIt = "report it with the output of husk selftest --json, and the log"
 
 // fix says what mends a step that failed.

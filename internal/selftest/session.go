@@ -205,11 +205,11 @@ func (s *session) ends(ctx context.Context, code int, o options, args ...string)
 	return said(c.out), err
 }
 
-// prints waits until a call that was started has printed text.
-func (c *call) prints(ctx context.Context, text string) error {
-	return until(ctx, fmt.Sprintf("husk %s prints %q", c.args[0], text), func() (bool, error) {
+// speaks waits until a call that was started has printed a line, as the work does that is up.
+func (c *call) speaks(ctx context.Context) error {
+	return until(ctx, "the container says that it is up", func() (bool, error) {
 		over := c.ended() // before the look at what it printed
-		if strings.Contains(said(c.out), text) {
+		if strings.Contains(said(c.out), "\n") {
 			return true, nil
 		}
 		if over {
@@ -243,12 +243,20 @@ func (s *session) record(id string) (state.Container, error) {
 	return dir.Load()
 }
 
-// status is a container's, as husk state prints it.
+// stopped waits until a container counts as ended.
 func (s *session) stopped(ctx context.Context, id string) error {
-	return until(ctx, "the container counts as ended", func() (bool, error) {
-		out, err := s.husk(ctx, "state", id)
-		return strings.Contains(out, `"status": "stopped"`), err
+	err := until(ctx, "the container counts as ended", func() (bool, error) {
+		record, err := s.record(id)
+		return record.Effective() == state.Stopped, err
 	})
+	if err != nil {
+		return err
+	}
+	out, err := s.husk(ctx, "state", id)
+	if err == nil && !strings.Contains(out, `"status": "stopped"`) {
+		err = fmt.Errorf("husk state says of a container that has ended: %s", oneLine(out))
+	}
+	return err
 }
 
 // logBuffer keeps the end of what is written to it, at most maxOutput bytes.
@@ -280,8 +288,12 @@ func (b *logBuffer) Reset() {
 	b.text.Reset()
 }
 
-// excerpt is how much of the log the report has of a step, and of each file of husk's the log, in bytes.
+// excerpt is how much the report has of what a step called, twice of what husk wrote meanwhile, and of each of those files the
+// log, in bytes.
 const excerpt = 4 << 10
+
+// tail is the end of a text, of n bytes at most.
+func tail(text string, n int) string { return strings.ToValidUTF8(text[max(0, len(text)-n):], "") }
 
 // keepLog writes what a step that failed did to the log, with what husk said in it.
 func (s *session) keepLog(r *Result, err error) {
@@ -289,17 +301,17 @@ func (s *session) keepLog(r *Result, err error) {
 		return
 	}
 	fmt.Fprintf(&s.log, "failed: %v\n", err)
+	calls, wrote := s.log.String(), ""
 	if s.dirs != nil {
-		files, _ := filepath.Glob(filepath.Join(s.dirs.run, "*", "*.log"))
+		files, _ := filepath.Glob(filepath.Join(s.dirs.run, "*", "*.log")) // the pattern is right
 		for _, name := range files {
 			if data, err := os.ReadFile(name); err == nil {
-				fmt.Fprintf(&s.log, "== %s\n%s\n", strings.TrimPrefix(name, s.dirs.run+"/"), data[max(0, len(data)-excerpt):])
+				wrote += fmt.Sprintf("== %s\n%s\n", strings.TrimPrefix(name, s.dirs.run+"/"), tail(string(data), excerpt))
 			}
 		}
 	}
-	text := s.log.String()
-	r.Output = strings.ToValidUTF8(text[max(0, len(text)-excerpt):], "")
-	if err := s.append(fmt.Sprintf("==== %s\n%s", r.Name, text)); err != nil {
+	r.Output = tail(calls, excerpt) + tail(wrote, 2*excerpt)
+	if err := s.append(fmt.Sprintf("==== %s\n%s%s", r.Name, calls, wrote)); err != nil {
 		r.Output += "\n" + err.Error()
 	}
 }

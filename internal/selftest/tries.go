@@ -25,7 +25,7 @@ func (s *session) up(ctx context.Context, o options, name string, flags []string
 	if err != nil {
 		return "", nil, err
 	}
-	if err := c.prints(ctx, "\n"); err != nil {
+	if err := c.speaks(ctx); err != nil {
 		_, _ = c.wait(ended()) // what it was after that is not asked for
 		return "", nil, err
 	}
