@@ -155,12 +155,39 @@ func (f *follower) drop(ctx context.Context, chosen []rtnl.Link, list lists) err
 		if err != nil {
 			f.log.Warn("a network card stays in the guest", "error", err)
 		}
+		if err := f.putAside(c.tap); err != nil {
+			f.log.Warn("a tap stays in the namespace", "error", err)
+		}
 		if err := c.undo.Clean(); err != nil {
 			f.log.Warn("give an interface back", "error", err)
 		}
 		f.cards = slices.DeleteFunc(f.cards, func(other *card) bool { return other == c })
 	}
 	return told
+}
+
+// putAside moves a tap out of the namespace that the monitor has not let go of: QEMU since 9.2 keeps what is behind a card for as
+// long as the card is there, and one that was there from the start stays. Deleted, it would have the monitor read errors without
+// end. It goes with the monitor.
+func (f *follower) putAside(tap int) error {
+	links, err := f.conn.Links()
+	if err != nil {
+		return err
+	}
+	if !slices.ContainsFunc(links, func(l rtnl.Link) bool { return l.Index == tap && isTap(l) }) {
+		return nil
+	}
+	if f.aside == nil {
+		err := sys.InNewNetwork(func() (err error) {
+			f.aside, err = sys.ThisNetwork()
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		f.undo.Add(f.aside.Close)
+	}
+	return unlessGone(f.conn.SetLink(tap, rtnl.Change{Network: f.aside}))
 }
 
 // add gives the VM cards for new interfaces. Those that it cannot have are taken out of the list.

@@ -60,6 +60,7 @@ type Network struct {
 	mu    sync.Mutex
 	conn  *rtnl.Conn    // to the namespace, which it keeps in being; guarded by mu
 	cards []*card       // guarded by mu
+	aside *os.File      // a namespace for taps that a monitor keeps; guarded by mu
 	undo  cleanup.Stack // guarded by mu
 }
 

@@ -189,8 +189,8 @@ type NICPlugger interface {
 	// PlugNIC adds a card, which the guest finds in its own time. It takes ownership of the card's files,
 	// whatever it returns.
 	PlugNIC(ctx context.Context, nic NIC) error
-	// UnplugNIC takes the card with a MAC address away, which the guest is to have let go of. Its tap is gone
-	// when UnplugNIC returns, also where the guest holds on to it, which is an error.
+	// UnplugNIC takes the card with a MAC address away, which the guest is to have let go of. Of a card that cannot go, because
+	// it was there from the start or the guest holds on to it, which is an error, the monitor may keep the tap until it ends.
 	UnplugNIC(ctx context.Context, mac net.HardwareAddr) error
 }
 

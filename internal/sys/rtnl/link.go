@@ -3,6 +3,7 @@ package rtnl
 import (
 	"fmt"
 	"net"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -127,6 +128,8 @@ type Change struct {
 	NoQueue bool
 	// LinkLocal lets it make itself an IPv6 link-local address from now on, when it is turned on.
 	LinkLocal bool
+	// Network is a network namespace that it is moved to. It may get another number there.
+	Network *os.File
 	// Set and Clear are flags (IFF_UP, IFF_NOARP, …).
 	Set, Clear uint32
 }
@@ -151,6 +154,9 @@ func (c *Conn) SetLink(index int, change Change) error {
 	}
 	if change.LinkLocal {
 		m = addLinkLocal(m, true)
+	}
+	if change.Network != nil {
+		m = Add32(m, unix.IFLA_NET_NS_FD, uint32(change.Network.Fd()))
 	}
 	return c.Do(unix.RTM_NEWLINK, 0, m)
 }
