@@ -21,3 +21,9 @@ func NeedRoot(t testing.TB) {
 		t.Skip("needs root")
 	}
 }
+
+// QEMU is the binary of QEMU that tests run, empty for the machine's own.
+func QEMU() string { return os.Getenv("HUSK_TEST_QEMU") }
+
+// Virtiofsd is the virtiofsd that tests run, empty for the machine's own.
+func Virtiofsd() string { return os.Getenv("HUSK_TEST_VIRTIOFSD") }

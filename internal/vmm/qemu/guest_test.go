@@ -40,7 +40,8 @@ func boot(t *testing.T, target vmmtest.Target) vmm.VM {
 	return vm
 }
 
-// answers waits until the guest echoes.
+// answers waits until the guest echoes. Until then QEMU has nothing to say, such as of features, options and devices that it does
+// not have, or not for long.
 func answers(t *testing.T, vm vmm.VM, limit time.Duration) net.Conn {
 	t.Helper()
 	limited, cancel := context.WithTimeout(t.Context(), limit)
@@ -58,6 +59,9 @@ func answers(t *testing.T, vm vmm.VM, limit time.Duration) net.Conn {
 	}
 	if _, err := io.ReadFull(c, make([]byte, 5)); err != nil {
 		t.Fatalf("the guest does not answer: %v", err)
+	}
+	if m, is := vm.(*machine); is && m.stderr.String() != "" {
+		t.Errorf("QEMU says %q", m.stderr.String())
 	}
 	return c
 }
@@ -134,13 +138,28 @@ func TestGuestSeesItsDisks(t *testing.T) {
 	}
 }
 
+// fileService finds the machine's virtiofsd, or that of the tests, and how it is called.
+func fileService(t *testing.T) func(socket, dir string) *exec.Cmd {
+	t.Helper()
+	for _, service := range []struct{ path, dir, sandbox string }{
+		{testenv.Virtiofsd(), "--shared-dir=", "--sandbox=chroot"},
+		{"/usr/lib/qemu/virtiofsd", "-osource=", "-osandbox=chroot"}, // in C, of QEMU until 7.2
+		{"/usr/libexec/virtiofsd", "--shared-dir=", "--sandbox=chroot"},
+	} {
+		if _, err := os.Stat(service.path); err == nil {
+			return func(socket, dir string) *exec.Cmd {
+				return exec.Command(service.path, "--socket-path="+socket, service.dir+dir, service.sandbox)
+			}
+		}
+	}
+	t.Fatal("no virtiofsd: apt-get install qemu-system-common (Debian 12) or virtiofsd")
+	return nil
+}
+
 func TestGuestSeesItsShares(t *testing.T) {
 	testenv.NeedVM(t)
 	testenv.NeedRoot(t)
-	const virtiofsd = "/usr/lib/qemu/virtiofsd"
-	if _, err := os.Stat(virtiofsd); err != nil {
-		t.Skip(err)
-	}
+	serve := fileService(t)
 	for _, machine := range []string{microvm, q35} {
 		t.Run(machine, func(t *testing.T) {
 			vmmtest.CheckLeaks(t)
@@ -152,7 +171,7 @@ func TestGuestSeesItsShares(t *testing.T) {
 					t.Fatal(err)
 				}
 				socket := filepath.Join(t.TempDir(), "s")
-				cmd := exec.Command(virtiofsd, "--socket-path="+socket, "-o", "source="+dir, "-o", "sandbox=chroot")
+				cmd := serve(socket, dir)
 				if err := child.Start(cmd); err != nil {
 					t.Fatal(err)
 				}

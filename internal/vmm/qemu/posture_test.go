@@ -118,7 +118,7 @@ const ownerEnv = "HUSK_QEMU_TEST_OWNER"
 
 func TestQEMUDiesWithItsOwner(t *testing.T) {
 	if os.Getenv(ownerEnv) != "" {
-		vm, err := New(Options{}).Start(t.Context(), target(t, microvm).Spec)
+		vm, err := New(Options{Binary: testenv.QEMU()}).Start(t.Context(), target(t, microvm).Spec)
 		if err != nil {
 			t.Fatal(err)
 		}

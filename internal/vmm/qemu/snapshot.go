@@ -43,7 +43,9 @@ func (r *resources) snapshot(s vmm.Spec, f *facts) error {
 	if err != nil {
 		return fmt.Errorf("open saved state: %w", err)
 	}
-	f.state = r.give(state)
+	if f.state, err = r.feed(state); err != nil {
+		return err
+	}
 	memory, err := os.Open(s.From.Memory)
 	if err != nil {
 		return fmt.Errorf("open saved memory: %w", err)
@@ -62,6 +64,33 @@ func (r *resources) snapshot(s vmm.Spec, f *facts) error {
 		return nil
 	}
 	return r.copyMemory(memory, f)
+}
+
+// feed gives QEMU what is in a file as a pipe, which every version loads a state from: since 11 none does from a file that
+// it inherits. An end that comes too early, for whatever reason, is one that QEMU sees, unless it comes at the beginning: for
+// the first byte it waits, and a pipe that was closed before has none and never will.
+func (r *resources) feed(state *os.File) (fd int, err error) {
+	first := make([]byte, 1)
+	if _, err := io.ReadFull(state, first); err != nil {
+		state.Close()
+		if err == io.EOF {
+			err = fmt.Errorf("%w: its state is empty", vmm.ErrSnapshot)
+		}
+		return 0, fmt.Errorf("read saved state: %w", err)
+	}
+	from, to, err := os.Pipe()
+	if err != nil {
+		state.Close()
+		return 0, fmt.Errorf("make a pipe for the saved state: %w", err)
+	}
+	go func() { // until QEMU has read all, or is gone
+		if _, err := to.Write(first); err == nil {
+			_, _ = io.Copy(to, state)
+		}
+		to.Close()
+		state.Close()
+	}()
+	return r.give(from), nil
 }
 
 // copyMemory gives the guest a copy of the saved memory.
@@ -108,11 +137,51 @@ func (m *machine) save(ctx context.Context, memory, state *os.File) error {
 	if err := m.withoutMemory(ctx); err != nil {
 		return err
 	}
-	const name = "state"
-	if err := m.qmp.executeWith(ctx, state, "getfd", map[string]string{"fdname": name}, nil); err != nil {
+	if err := m.writeState(ctx, state); err != nil {
+		return fmt.Errorf("write the state: %w", err)
+	}
+	return writeSparse(ctx, memory, m.ram)
+}
+
+// writeState has QEMU write all but memory to a file. It does so through a pipe, as every version can: 7.2 has no other way
+// to a file that it cannot open itself, and 11 takes no descriptor that is a file's.
+func (m *machine) writeState(ctx context.Context, state *os.File) error {
+	from, to, err := os.Pipe()
+	if err != nil {
 		return err
 	}
-	if err := m.qmp.execute(ctx, "migrate", map[string]string{"uri": "fd:" + name}, nil); err != nil {
+	defer from.Close()
+	const name = "state"
+	err = m.qmp.executeWith(ctx, to, "getfd", map[string]string{"fdname": name}, nil)
+	to.Close()
+	if err != nil {
+		return err
+	}
+	copied := make(chan error, 1)
+	go func() {
+		_, err := io.Copy(state, from)
+		from.Close() // QEMU fails instead of waiting for somebody to read
+		copied <- err
+	}()
+	// Whoever waits for the copying waits no longer than ctx, whatever QEMU does with its end.
+	defer context.AfterFunc(ctx, func() { from.Close() })()
+	migrated := m.migrate(ctx, "fd:"+name)
+	if migrated != nil {
+		from.Close()
+	}
+	switch err := <-copied; {
+	case errors.Is(err, os.ErrClosed) && migrated == nil:
+		return ctx.Err()
+	case errors.Is(err, os.ErrClosed), err == nil:
+		return migrated
+	default: // which made QEMU fail
+		return err
+	}
+}
+
+// migrate waits until QEMU has written the state.
+func (m *machine) migrate(ctx context.Context, uri string) error {
+	if err := m.qmp.execute(ctx, "migrate", map[string]string{"uri": uri}, nil); err != nil {
 		return err
 	}
 	for {
@@ -125,14 +194,14 @@ func (m *machine) save(ctx context.Context, memory, state *os.File) error {
 		}
 		switch migration.Status {
 		case "completed":
-			return writeSparse(ctx, memory, m.ram)
+			return nil
 		case "failed", "cancelled":
-			return fmt.Errorf("write the state: %.32s: %.256s", migration.Status, migration.Error)
+			return fmt.Errorf("%.32s: %.256s", migration.Status, migration.Error)
 		}
 		select {
 		case <-time.After(saveEvery):
 		case <-ctx.Done():
-			return fmt.Errorf("write the state: %w", ctx.Err())
+			return ctx.Err()
 		}
 	}
 }

@@ -24,7 +24,7 @@ func target(t *testing.T, machine string) vmmtest.Target {
 		t.Fatal(err)
 	}
 	return vmmtest.Target{
-		Driver: New(Options{}),
+		Driver: New(Options{Binary: testenv.QEMU()}),
 		Spec: vmm.Spec{
 			ID: "qemu-" + machine, Machine: machine, Kernel: kernel, Initrd: initrd,
 			MemoryMiB: 128, VCPUs: 1, RunDir: run,
