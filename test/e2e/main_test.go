@@ -66,6 +66,12 @@ func prepare(dir string) (err error) {
 	if machine := os.Getenv("HUSK_TEST_MACHINE"); machine != "" {
 		config += fmt.Sprintf("machine = %q\n", machine)
 	}
+	if qemu := testenv.QEMU(); qemu != "" {
+		config += fmt.Sprintf("qemu = %q\n", qemu)
+	}
+	if virtiofsd := testenv.Virtiofsd(); virtiofsd != "" {
+		config += fmt.Sprintf("virtiofsd = %q\n", virtiofsd)
+	}
 	if err := os.WriteFile(env.config, []byte(config), 0o600); err != nil {
 		return err
 	}

@@ -26,7 +26,7 @@ const parentEnv = "HUSK_VIRTIOFS_TEST_PARENT"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(parentEnv); dir != "" {
-		s, err := Start(context.Background(), Options{Dir: dir, Socket: filepath.Join(dir, "socket")})
+		s, err := Start(context.Background(), Options{Binary: testenv.Virtiofsd(), Dir: dir, Socket: filepath.Join(dir, "socket")})
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
@@ -41,14 +41,14 @@ func TestMain(m *testing.M) {
 func need(t *testing.T) {
 	t.Helper()
 	testenv.NeedRoot(t)
-	if _, err := Find(""); err != nil {
+	if _, err := Find(testenv.Virtiofsd()); err != nil {
 		t.Skip(err)
 	}
 }
 
 func startServer(t *testing.T, dir string) *Server {
 	t.Helper()
-	s, err := Start(context.Background(), Options{Dir: dir, Socket: filepath.Join(t.TempDir(), "fs.sock")})
+	s, err := Start(context.Background(), Options{Binary: testenv.Virtiofsd(), Dir: dir, Socket: filepath.Join(t.TempDir(), "fs.sock")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -331,7 +331,7 @@ func TestStartRefuses(t *testing.T) {
 		{Options{Dir: filepath.Join(dir, "none"), Socket: socket}, "no such file"},
 		{Options{Dir: file, Socket: socket}, "not a directory"},
 		{Options{Dir: dir + ",posix_acl", Socket: socket}, "comma"},
-		{Options{Dir: dir, Socket: filepath.Join(dir, strings.Repeat("s", 107))}, "invalid argument"},
+		{Options{Binary: testenv.Virtiofsd(), Dir: dir, Socket: filepath.Join(dir, strings.Repeat("s", 107))}, "invalid argument"},
 		{Options{Dir: dir, Socket: file}, "address already in use"},
 		{Options{Dir: dir, Socket: socket, Binary: filepath.Join(dir, "none")}, "no such file"},
 		{Options{Dir: dir, Socket: socket, Binary: file}, "no virtiofsd that husk knows"},

@@ -1,0 +1,77 @@
+#!/bin/bash
+# Runs the suite of the QEMU driver and the core of the end-to-end tests with the QEMU and the virtiofsd of other releases of
+# Debian than the machine's own, emulated. They are unpacked into the cache beside the machine's own and called as they are.
+#   qemu-versions.sh [RELEASE...]    default: trixie (Debian 13) and sid
+# Exits with 75 where the packages cannot be fetched.
+set -euo pipefail
+
+top=$(cd "$(dirname "$0")/.." && pwd)
+# shellcheck source=scripts/cache.sh
+. "$top/scripts/cache.sh"
+# shellcheck source=scripts/debian.sh
+. "$top/scripts/debian.sh"
+cd "$top"
+go=$(scripts/go.sh --path)
+
+# The end-to-end tests that meet QEMU most: each way to start a VM, what is plugged, saved and killed, volumes and networks.
+core='^(TestRunPrintsAndExits|TestExec|TestBindMounts|TestTemplateStarts|TestTemplateCard|TestTemplateMissingSize|TestPod|TestPodMemory|TestPodMonitorKilled|TestNetworkFollows|TestNetworkUser|TestOOM|TestImageOnQ35|TestFaultEndsContainer)$'
+
+# unpack RELEASE DIR fetches the programs of a release and unpacks them and all that they need into DIR.
+# shellcheck disable=SC2317 # cached calls it
+unpack() {
+	local work=$2.work package
+	debian_apt "$1" "$work" || return
+	apt-get "${debian_apt[@]}" install -y --no-install-recommends --download-only -o Debug::NoLocking=1 \
+		qemu-system-x86 qemu-system-data virtiofsd || return
+	mkdir -p "$2" || return
+	for package in "$work"/cache/archives/*.deb; do
+		dpkg-deb -x "$package" "$2" || return
+	done
+	[ -e "$2/lib64" ] || ln -s usr/lib64 "$2/lib64" || return
+	rm -rf "$work" "$2"/usr/share/{doc,man,locale}
+}
+
+# fetched RELEASE prints the directory that holds the programs of a release, those of this month.
+fetched() {
+	cached "qemu-$1" "$({ date +%Y%m && cat "$top/scripts/qemu-versions.sh" "$top/scripts/debian.sh"; } | hash_of)" unpack "$1"
+}
+
+# place FROM DIR copies a release's programs to where husk's user for monitors may run them, and has them use their own loader
+# and libraries, by their paths there.
+place() {
+	local program
+	cp -a --reflink=auto "$1" "$2" || return
+	chmod 755 "$2" || return
+	for program in "$2/usr/bin/qemu-system-x86_64" "$2/usr/libexec/virtiofsd"; do
+		patchelf --set-interpreter "$2/lib64/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$2/usr/lib/x86_64-linux-gnu" "$program" || return
+	done
+}
+
+# try RELEASE DIR runs the tests with what is in DIR.
+try() {
+	export HUSK_TEST_QEMU=$2/usr/bin/qemu-system-x86_64 HUSK_TEST_VIRTIOFSD=$2/usr/libexec/virtiofsd
+	echo "$("$HUSK_TEST_QEMU" --version | head -n 1) and $("$HUSK_TEST_VIRTIOFSD" --version), of Debian's $1" >&2
+	{
+		"$go" test -json -p 1 -count 1 -timeout 30m ./internal/vmm/qemu ./internal/storage/virtiofs || true
+		"$go" test -json -count 1 -timeout 30m -run "$core" ./test/e2e || true
+	} | "$work/testreport" -skips test/allowed-skips
+}
+
+[ "$(uname -m)" = x86_64 ] || { echo "qemu-versions.sh: there are only programs for x86_64" >&2 && exit 75; }
+[ $# -gt 0 ] || set -- trixie sid
+export HUSK_TEST_VM=1 CGO_ENABLED=0
+work=$(mktemp -d "${TMPDIR:-/tmp}/husk-qemu.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+chmod 755 "$work"
+"$go" build -o "$work/testreport" ./internal/testenv/testreport
+failed=0
+for release; do
+	unpacked=$(fetched "$release") || {
+		echo "qemu-versions.sh: the packages of Debian's $release cannot be fetched" >&2
+		exit 75
+	}
+	place "$unpacked" "$work/$release"
+	try "$release" "$work/$release" || failed=1
+	rm -rf "${work:?}/$release"
+done
+exit $failed
