@@ -181,7 +181,7 @@ func (c *container) runImage(ctx context.Context, args ...string) (output, error
 	if c.rt.Image == "" {
 		return output{}, errors.New("the runtime has no images")
 	}
-	o, err := c.s.foreground(ctx, c.argv(append([]string{"run", "--rm", "--pull", "never", "--name", c.id, c.rt.Image}, args...)...))
+	o, err := c.s.foreground(ctx, c.argv(append([]string{"run", "--rm", "--pull", "never", "--network", "none", "--name", c.id, c.rt.Image}, args...)...))
 	if err != nil {
 		c.remove(ctx)
 	}

@@ -110,7 +110,7 @@ func (s *session) ramp(ctx context.Context, rt Runtime, root string) (_ ramp, er
 // idle makes and starts a container that does nothing.
 func (c *container) idle(ctx context.Context, root string) error {
 	if root == rootImage {
-		_, err := c.call(ctx, "run", "--detach", "--pull", "never", "--name", c.id, c.rt.Image, "sleep", "86400")
+		_, err := c.call(ctx, "run", "--detach", "--pull", "never", "--network", "none", "--name", c.id, c.rt.Image, "sleep", "86400")
 		return err
 	}
 	if _, _, err := c.create(ctx, "idle"); err != nil {

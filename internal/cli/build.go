@@ -6,14 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
+	"runtime"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/image"
-	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/ocispec"
 )
 
@@ -45,7 +44,9 @@ func (b *builder) build(ctx context.Context, c *creation, args []string) (closer
 	if err == nil {
 		err = b.apply(&spec)
 	}
-	c.userNetwork, c.publish = b.options.network == "user", b.options.publish
+	if err == nil {
+		err = b.network(c, &spec)
+	}
 	if err == nil {
 		err = b.seal(c, &spec)
 	}
@@ -169,6 +170,9 @@ func (b *builder) hostname() string {
 	return b.id[:min(len(b.id), 64)]
 }
 
+// leastCPUs is the least quota that the kernel takes, 1 ms, in a period of 100 ms.
+const leastCPUs = 0.01
+
 // apply puts the rest of the flags into spec.
 func (b *builder) apply(spec *specs.Spec) error {
 	o := b.options
@@ -185,10 +189,10 @@ func (b *builder) apply(spec *specs.Spec) error {
 		}
 		limits.Memory = &specs.LinuxMemory{Limit: &n}
 	}
-	if o.cpus < 0 {
-		return fmt.Errorf("--cpus %g: must be more than 0", o.cpus)
-	}
-	if o.cpus > 0 {
+	if o.cpus != 0 {
+		if most := runtime.NumCPU(); o.cpus < leastCPUs || o.cpus > float64(most) {
+			return fmt.Errorf("--cpus %g: must be from %g to %d, the processors of this machine", o.cpus, leastCPUs, most)
+		}
 		period, quota := uint64(100_000), int64(o.cpus*100_000)
 		limits.CPU = &specs.LinuxCPU{Period: &period, Quota: &quota}
 	}
@@ -196,9 +200,6 @@ func (b *builder) apply(spec *specs.Spec) error {
 		limits.Pids = &specs.LinuxPids{Limit: &o.pidsLimit}
 	}
 	spec.Linux.Resources = limits
-	if err := b.network(spec); err != nil {
-		return err
-	}
 	for _, v := range o.volumes {
 		m, err := parseVolume(v)
 		if err != nil {
@@ -207,81 +208,6 @@ func (b *builder) apply(spec *specs.Spec) error {
 		spec.Mounts = append(spec.Mounts, m)
 	}
 	return nil
-}
-
-// network gives the container the network that the flags name.
-func (b *builder) network(spec *specs.Spec) error {
-	o := b.options
-	if o.network != "user" {
-		if len(o.publish) > 0 {
-			return errors.New("--publish: needs --network user (whoever made a network namespace publishes its ports)")
-		}
-		return setNetwork(spec, o.network)
-	}
-	for _, p := range o.publish {
-		if _, err := network.ParsePort(p); err != nil {
-			return fmt.Errorf("--publish: %w", err)
-		}
-	}
-	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(ns specs.LinuxNamespace) bool { return ns.Type == specs.NetworkNamespace })
-	const file = "/etc/resolv.conf"
-	if slices.ContainsFunc(o.volumes, func(v string) bool { return strings.HasSuffix(strings.TrimSuffix(v, ":ro"), ":"+file) }) {
-		return nil
-	}
-	source := filepath.Join(b.app.config.DataDir, "resolv.conf")
-	if err := writeOnce(source, "nameserver "+network.UserDNS+"\n"); err != nil {
-		return fmt.Errorf("--network user: %w", err)
-	}
-	spec.Mounts = append(spec.Mounts, specs.Mount{Type: "bind", Source: source, Destination: file, Options: []string{"rbind", "rprivate", "ro"}})
-	return nil
-}
-
-// writeOnce makes a file that always has the same content.
-func writeOnce(name, content string) error {
-	if data, err := os.ReadFile(name); err == nil && string(data) == content {
-		return nil
-	}
-	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(name), ".resolv-*")
-	if err != nil {
-		return err
-	}
-	defer os.Remove(f.Name()) // fails once it is renamed
-	_, err = f.WriteString(content)
-	if err = errors.Join(err, f.Chmod(0o644), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), name)
-}
-
-// setNetwork gives the container the network that --network names.
-func setNetwork(spec *specs.Spec, network string) error {
-	path, isPath := strings.CutPrefix(network, "ns:")
-	switch {
-	case network == "none":
-		return nil
-	case network == "host":
-		return errors.New("--network host: a virtual machine cannot have the host's network (none, user and ns:PATH are known)")
-	case !isPath || path == "":
-		return fmt.Errorf("--network %q: must be none, user or ns:PATH", network)
-	}
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return fmt.Errorf("--network: %w", err)
-	}
-	setNetworkPath(spec, path)
-	return nil
-}
-
-// setNetworkPath has the container join a network namespace.
-func setNetworkPath(spec *specs.Spec, path string) {
-	if ns := ocispec.Namespace(spec, specs.NetworkNamespace); ns != nil {
-		ns.Path = path
-		return
-	}
-	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: path})
 }
 
 // parseVolume takes HOST:CONTAINER[:OPTION,…] with the options ro and rw.

@@ -58,8 +58,8 @@ type creation struct {
 	caller        int               // the parent process without which the container is not wanted; 0: none
 	engine        *controlv1.Engine // that asks for it; nil: none that watches the host's control groups
 	hooks         specs.Hooks
-	userNetwork   bool     // user-mode networking
-	publish       []string // ports of it
+	user          *controlv1.UserNetwork // nil: no user-mode networking that the configuration does not ask for
+	etc           []*controlv1.File      // that tell the container of its network
 }
 
 func (a *App) createCommand() *cobra.Command {
@@ -266,10 +266,7 @@ func (c *creation) request(token string, pid int, terminal bool) *controlv1.Crea
 	request := &controlv1.CreateRequest{
 		Id: c.id, Bundle: c.bundle.Dir, Spec: c.spec, Image: c.image, Stdio: stdio, Start: c.start,
 		HostPid: uint32(pid), AutoRemove: c.autoRemove, CallerPid: uint32(os.Getpid()),
-		Engine: c.engine,
-	}
-	if c.userNetwork {
-		request.UserNetwork = &controlv1.UserNetwork{Publish: c.publish}
+		Engine: c.engine, UserNetwork: c.user, Files: c.etc,
 	}
 	return request
 }

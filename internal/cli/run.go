@@ -22,6 +22,7 @@ import (
 // runOptions are the flags of run.
 type runOptions struct {
 	bundleFlags
+	networkFlags
 	name        string
 	rootfs      string
 	interactive bool
@@ -34,9 +35,6 @@ type runOptions struct {
 	workdir     string
 	user        string
 	entrypoint  string
-	hostname    string
-	network     string
-	publish     []string
 	memory      string
 	cpus        float64
 	pidsLimit   int64
@@ -54,7 +52,7 @@ func (a *App) runCommand() *cobra.Command {
 			"oci-archive:FILE or docker-archive:FILE; or from a directory with --rootfs DIR. With --bundle DIR it\n" +
 			"runs an OCI bundle as 'runc run' does, and takes the container's id in place of an image.",
 		Example: "  husk run --rm -it alpine sh\n  husk run --rm -v /src:/src:ro --memory 512m golang go test ./...\n" +
-			"  husk run -d --name web nginx\n  husk run --rm --rootfs ./rootfs -- /bin/true\n  husk run --bundle . mycontainer",
+			"  husk run -d --name web -p 8080:80 nginx\n  husk run --rm --network none alpine ip addr\n  husk run --rm --rootfs ./rootfs -- /bin/true\n  husk run --bundle . mycontainer",
 		Args: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case o.bundle != "" && len(args) != 1:
@@ -72,7 +70,8 @@ func (a *App) runCommand() *cobra.Command {
 		},
 	}
 	cmd.SetFlagErrorFunc(runFailed)
-	o.register(cmd, "")
+	o.bundleFlags.register(cmd, "")
+	o.networkFlags.register(cmd)
 	f := cmd.Flags()
 	f.SetInterspersed(false)
 	f.StringVar(&o.name, "name", "", "the container's `ID` (default: random)")
@@ -87,9 +86,6 @@ func (a *App) runCommand() *cobra.Command {
 	f.StringVarP(&o.workdir, "workdir", "w", "", "working `DIR` in the container")
 	f.StringVarP(&o.user, "user", "u", "", "`USER[:GROUP]`, names or numbers")
 	f.StringVar(&o.entrypoint, "entrypoint", "", "`COMMAND` in place of the image's entrypoint")
-	f.StringVar(&o.hostname, "hostname", "", "host `NAME` (default: the container's id)")
-	f.StringVar(&o.network, "network", "none", "`NETWORK`: none, user for user-mode networking, or ns:PATH for the interfaces of a network namespace")
-	f.StringArrayVarP(&o.publish, "publish", "p", nil, "`[ADDRESS:]HOST:GUEST[/udp]` brings a port of this machine into a container with --network user")
 	f.StringVarP(&o.memory, "memory", "m", "", "memory limit, such as 256m; sizes the virtual machine too")
 	f.Float64Var(&o.cpus, "cpus", 0, "CPU limit, such as 1.5; sizes the virtual machine too")
 	f.Int64Var(&o.pidsLimit, "pids-limit", 0, "most processes")

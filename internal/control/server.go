@@ -263,7 +263,10 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 		request.MountNS = fmt.Sprintf("/proc/%d/ns/mnt", r.CallerPid)
 	}
 	if r.UserNetwork != nil {
-		request.User = &sandbox.UserNetwork{Publish: r.UserNetwork.Publish}
+		request.User = &sandbox.UserNetwork{Publish: r.UserNetwork.Publish, Optional: r.UserNetwork.Optional, DNS: r.UserNetwork.Dns}
+	}
+	for _, f := range r.Files {
+		request.Files = append(request.Files, sandbox.File{Path: f.Path, Content: f.Content, ReadOnly: f.Readonly})
 	}
 	if r.Image != nil {
 		request.Layers, request.WritableMiB = r.Image.Layers, int(r.Image.WritableBytes>>20)

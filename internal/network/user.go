@@ -23,10 +23,12 @@ import (
 
 // What a guest on user-mode networking has.
 const (
-	userAddress = "10.0.2.15/24"
+	userAddress = UserIP + "/24"
 	userGateway = "10.0.2.2"
 	// userLinkLocal is the address that the kernel makes of userMAC.
 	userLinkLocal = "fe80::468:75ff:fe73:6b00/64"
+	// UserIP is its address.
+	UserIP = "10.0.2.15"
 	// UserDNS is where it asks for names; what it asks is passed to the host's own name server.
 	UserDNS = "10.0.2.3"
 	userMTU = 65520 // what passt takes
@@ -95,7 +97,8 @@ func (p Port) flag() []string {
 type UserOptions struct {
 	Binary string // of passt; empty: the one on PATH
 	Ports  []Port
-	UID    uint32 // that passt runs as; 0 keeps the caller's
+	DNS    netip.Addr // of the name server that is asked for the guest; not valid: the host's first
+	UID    uint32     // that passt runs as; 0 keeps the caller's
 }
 
 // User is a process of passt, which translates between the frames of a guest and sockets of the host. It needs no
@@ -138,6 +141,58 @@ func (w *words) String() string {
 	return strings.Join(kept, "; ")
 }
 
+var errNoPasst = errors.New("user-mode networking needs the program passt, which is not on PATH (on Debian: apt install passt)")
+
+// UserReady returns why user-mode networking cannot be had in the network namespace of this process, nil where it looks as
+// if it could.
+func UserReady() error {
+	if _, err := exec.LookPath("passt"); err != nil {
+		return errNoPasst
+	}
+	four, err := os.ReadFile("/proc/thread-self/net/route")
+	if err != nil {
+		return fmt.Errorf("user-mode networking: %w", err)
+	}
+	six, err := os.ReadFile("/proc/thread-self/net/ipv6_route")
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel may lack IPv6
+		return fmt.Errorf("user-mode networking: %w", err)
+	}
+	if !defaultRoute4(string(four)) && !defaultRoute6(string(six)) {
+		return errors.New("this machine has no default route, which user-mode networking needs")
+	}
+	return nil
+}
+
+// defaultRoute4 tells whether /proc/net/route has a route to everywhere.
+func defaultRoute4(table string) bool {
+	for line := range strings.Lines(table) {
+		if f := strings.Fields(line); len(f) > 7 && f[1] == "00000000" && f[7] == "00000000" && f[0] != "lo" {
+			return true
+		}
+	}
+	return false
+}
+
+// defaultRoute6 is the same for /proc/net/ipv6_route, where the kernel has one of lo's that leads nowhere.
+func defaultRoute6(table string) bool {
+	for line := range strings.Lines(table) {
+		if f := strings.Fields(line); len(f) > 9 && strings.Trim(f[0], "0") == "" && f[1] == "00" && f[9] != "lo" {
+			return true
+		}
+	}
+	return false
+}
+
+// UserHost is the address by which a guest on user-mode networking reaches this machine.
+func UserHost() (netip.Addr, error) {
+	conn, err := net.Dial("udp", "192.0.2.1:9") // which sends nothing, and chooses the address that is sent from
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("find this machine's address: %w", err)
+	}
+	defer conn.Close()
+	return netip.MustParseAddrPort(conn.LocalAddr().String()).Addr(), nil
+}
+
 // StartUser starts user-mode networking in the network namespace of this process and returns once it works.
 func StartUser(ctx context.Context, o UserOptions) (*User, error) {
 	binary := o.Binary
@@ -146,7 +201,7 @@ func StartUser(ctx context.Context, o UserOptions) (*User, error) {
 	}
 	path, err := exec.LookPath(binary)
 	if err != nil {
-		return nil, errors.New("user-mode networking needs the program passt, which is not on PATH (on Debian: the package passt)")
+		return nil, errNoPasst
 	}
 	ours, theirs, err := pair()
 	if err != nil {
@@ -205,6 +260,9 @@ func userArgs(o UserOptions) []string {
 	}
 	if o.UID != 0 {
 		args = append(args, "--runas", fmt.Sprintf("%d:%d", o.UID, o.UID))
+	}
+	if o.DNS.IsValid() {
+		args = append(args, "--dns", o.DNS.String())
 	}
 	for _, p := range o.Ports {
 		args = append(args, p.flag()...)

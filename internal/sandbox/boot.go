@@ -57,9 +57,22 @@ type attempt struct {
 	ready   bool             // all of the host's was there; what failed after that is the VM
 }
 
-// startVM starts the VM from a template where there is one, and boots it where there is none or it fails: no
-// start fails that a boot could serve.
+// startVM starts the VM, where its network may be left out without one when that cannot be had.
 func (s *Sandbox) startVM(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
+	root, err := s.startOn(ctx, c, plan, size, r)
+	if !errors.Is(err, errUserNetwork) || r.User == nil || !r.User.Optional || ctx.Err() != nil {
+		return root, err
+	}
+	c.mu.Lock()
+	c.warnings = append(c.warnings, "the container has no network: "+err.Error())
+	c.mu.Unlock()
+	plan.Network = ocispec.NetworkNew // the guest's own, with loopback only
+	return s.startOn(ctx, c, plan, size, r)
+}
+
+// startOn starts the VM from a template where there is one, and boots it where there is none or it fails: no
+// start fails that a boot could serve.
+func (s *Sandbox) startOn(ctx context.Context, c *container, plan *ocispec.Plan, size ocispec.Size, r CreateRequest) (*agentv1.Rootfs, error) {
 	spec := s.vmSpec(r.ID, size)
 	if plan.Network == ocispec.NetworkPath && s.config.Machine == machineAuto {
 		spec.Machine = machinePCI // interfaces may come and go

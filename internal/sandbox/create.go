@@ -53,8 +53,10 @@ type CreateRequest struct {
 	HostPID    int  // the process that stands for the container on the host, 0 for none
 	AutoRemove bool // remove the state directory and the writable disk at the end
 
-	Engine Engine       // of the container; empty for one that looks nowhere
-	User   *UserNetwork // for a Spec without a network namespace; nil: as the configuration says
+	Engine Engine // of the container; empty for one that looks nowhere
+	Files  []File // that the container gets beside those of its root
+
+	User *UserNetwork // for a Spec without a network namespace; nil: as the configuration says
 }
 
 // Create makes a container: the first call with the VM around it, every later one, also several at once, in that
@@ -321,14 +323,18 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	if filter != nil {
 		spec = withoutFilter(spec)
 	}
+	spec, err := s.sendOwn(ctx, spec, r.Files)
+	if err == nil {
+		err = s.sendFiles(ctx, c)
+	}
+	if err != nil {
+		r.Stdio.Close()
+		return err
+	}
 	data, err := json.Marshal(spec)
 	if err != nil {
 		r.Stdio.Close()
 		return fmt.Errorf("encode configuration: %w", err)
-	}
-	if err := s.sendFiles(ctx, c); err != nil {
-		r.Stdio.Close()
-		return err
 	}
 	ctx, cancel := guest.Bound(ctx)
 	defer cancel()

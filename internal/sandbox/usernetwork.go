@@ -3,6 +3,8 @@ package sandbox
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/netip"
 	"strings"
 
 	"husk.dev/husk/internal/network"
@@ -14,7 +16,13 @@ import (
 // UserNetwork asks for user-mode networking.
 type UserNetwork struct {
 	Publish []string // as network.ParsePort takes them
+	// Optional has the container start with a warning and loopback only where it cannot be had.
+	Optional bool
+	DNS      string // address of the name server that is asked for the guest; empty: the host's first
 }
+
+// errUserNetwork is matched when user-mode networking cannot be set up.
+var errUserNetwork = errors.New("no user-mode networking")
 
 // checkHostNetwork refuses a container without a network namespace where nobody allowed user-mode networking for it,
 // and ports for any other.
@@ -63,9 +71,15 @@ func (s *Sandbox) lendUserNetwork(ctx context.Context, a *attempt, c *container,
 	if err != nil {
 		return err
 	}
-	user, err := network.StartUser(ctx, network.UserOptions{Ports: ports, UID: spec.UID})
+	o := network.UserOptions{Ports: ports, UID: spec.UID}
+	if r.User != nil && r.User.DNS != "" {
+		if o.DNS, err = netip.ParseAddr(r.User.DNS); err != nil {
+			return fmt.Errorf("user-mode networking: name server: %w", err)
+		}
+	}
+	user, err := network.StartUser(ctx, o)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errUserNetwork, err)
 	}
 	a.undo.Add(func() error { return bounded(user.Stop) })
 	spec.NICs = []vmm.NIC{user.NIC}

@@ -119,6 +119,7 @@ type CreateRequest struct {
 	CallerPid     uint32                 `protobuf:"varint,9,opt,name=caller_pid,json=callerPid,proto3" json:"caller_pid,omitempty"`       // the client, whose mount namespace has the files that bundle and spec name
 	UserNetwork   *UserNetwork           `protobuf:"bytes,10,opt,name=user_network,json=userNetwork,proto3" json:"user_network,omitempty"` // for a spec without a network namespace; unset: as the configuration says
 	Engine        *Engine                `protobuf:"bytes,11,opt,name=engine,proto3" json:"engine,omitempty"`                              // that has the container made; unset: none that looks at the host's control groups
+	Files         []*File                `protobuf:"bytes,12,rep,name=files,proto3" json:"files,omitempty"`                                // that the container gets beside those of its root, each mounted over what is there
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -230,6 +231,74 @@ func (x *CreateRequest) GetEngine() *Engine {
 	return nil
 }
 
+func (x *CreateRequest) GetFiles() []*File {
+	if x != nil {
+		return x.Files
+	}
+	return nil
+}
+
+// File is a file of the container's own, which it may change unless it is read-only.
+type File struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Path          string                 `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"` // in the container
+	Content       []byte                 `protobuf:"bytes,2,opt,name=content,proto3" json:"content,omitempty"`
+	Readonly      bool                   `protobuf:"varint,3,opt,name=readonly,proto3" json:"readonly,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *File) Reset() {
+	*x = File{}
+	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *File) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*File) ProtoMessage() {}
+
+func (x *File) ProtoReflect() protoreflect.Message {
+	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use File.ProtoReflect.Descriptor instead.
+func (*File) Descriptor() ([]byte, []int) {
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *File) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *File) GetContent() []byte {
+	if x != nil {
+		return x.Content
+	}
+	return nil
+}
+
+func (x *File) GetReadonly() bool {
+	if x != nil {
+		return x.Readonly
+	}
+	return false
+}
+
 // Engine is how an engine is told what it would see on the host, if the container's processes were there.
 type Engine struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -242,7 +311,7 @@ type Engine struct {
 
 func (x *Engine) Reset() {
 	*x = Engine{}
-	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	mi := &file_api_control_v1_control_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -254,7 +323,7 @@ func (x *Engine) String() string {
 func (*Engine) ProtoMessage() {}
 
 func (x *Engine) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[3]
+	mi := &file_api_control_v1_control_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -267,7 +336,7 @@ func (x *Engine) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Engine.ProtoReflect.Descriptor instead.
 func (*Engine) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{3}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Engine) GetOomFiles() []string {
@@ -294,14 +363,16 @@ func (x *Engine) GetNamespace() string {
 // UserNetwork asks for user-mode networking.
 type UserNetwork struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Publish       []string               `protobuf:"bytes,1,rep,name=publish,proto3" json:"publish,omitempty"` // [ADDRESS:]HOST:GUEST[/tcp|/udp]
+	Publish       []string               `protobuf:"bytes,1,rep,name=publish,proto3" json:"publish,omitempty"`    // [ADDRESS:]HOST:GUEST[/tcp|/udp]
+	Optional      bool                   `protobuf:"varint,2,opt,name=optional,proto3" json:"optional,omitempty"` // the container starts without a network, with a warning, where this one cannot be set up
+	Dns           string                 `protobuf:"bytes,3,opt,name=dns,proto3" json:"dns,omitempty"`            // the name server that is asked for the guest, by its address; empty: the host's first
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UserNetwork) Reset() {
 	*x = UserNetwork{}
-	mi := &file_api_control_v1_control_proto_msgTypes[4]
+	mi := &file_api_control_v1_control_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -313,7 +384,7 @@ func (x *UserNetwork) String() string {
 func (*UserNetwork) ProtoMessage() {}
 
 func (x *UserNetwork) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[4]
+	mi := &file_api_control_v1_control_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -326,7 +397,7 @@ func (x *UserNetwork) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UserNetwork.ProtoReflect.Descriptor instead.
 func (*UserNetwork) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{4}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UserNetwork) GetPublish() []string {
@@ -334,6 +405,20 @@ func (x *UserNetwork) GetPublish() []string {
 		return x.Publish
 	}
 	return nil
+}
+
+func (x *UserNetwork) GetOptional() bool {
+	if x != nil {
+		return x.Optional
+	}
+	return false
+}
+
+func (x *UserNetwork) GetDns() string {
+	if x != nil {
+		return x.Dns
+	}
+	return ""
 }
 
 // Image is a root from husk's own store.
@@ -347,7 +432,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_api_control_v1_control_proto_msgTypes[5]
+	mi := &file_api_control_v1_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +444,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[5]
+	mi := &file_api_control_v1_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +457,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{5}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Image) GetLayers() []string {
@@ -405,7 +490,7 @@ type Stdio struct {
 
 func (x *Stdio) Reset() {
 	*x = Stdio{}
-	mi := &file_api_control_v1_control_proto_msgTypes[6]
+	mi := &file_api_control_v1_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -417,7 +502,7 @@ func (x *Stdio) String() string {
 func (*Stdio) ProtoMessage() {}
 
 func (x *Stdio) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[6]
+	mi := &file_api_control_v1_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -430,7 +515,7 @@ func (x *Stdio) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stdio.ProtoReflect.Descriptor instead.
 func (*Stdio) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{6}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Stdio) GetToken() string {
@@ -478,7 +563,7 @@ type CreateResponse struct {
 
 func (x *CreateResponse) Reset() {
 	*x = CreateResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[7]
+	mi := &file_api_control_v1_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -490,7 +575,7 @@ func (x *CreateResponse) String() string {
 func (*CreateResponse) ProtoMessage() {}
 
 func (x *CreateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[7]
+	mi := &file_api_control_v1_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -503,7 +588,7 @@ func (x *CreateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateResponse.ProtoReflect.Descriptor instead.
 func (*CreateResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{7}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *CreateResponse) GetTimeline() []*Phase {
@@ -532,7 +617,7 @@ type Phase struct {
 
 func (x *Phase) Reset() {
 	*x = Phase{}
-	mi := &file_api_control_v1_control_proto_msgTypes[8]
+	mi := &file_api_control_v1_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -544,7 +629,7 @@ func (x *Phase) String() string {
 func (*Phase) ProtoMessage() {}
 
 func (x *Phase) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[8]
+	mi := &file_api_control_v1_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -557,7 +642,7 @@ func (x *Phase) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Phase.ProtoReflect.Descriptor instead.
 func (*Phase) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{8}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Phase) GetName() string {
@@ -592,7 +677,7 @@ type StateResponse struct {
 
 func (x *StateResponse) Reset() {
 	*x = StateResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[9]
+	mi := &file_api_control_v1_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -604,7 +689,7 @@ func (x *StateResponse) String() string {
 func (*StateResponse) ProtoMessage() {}
 
 func (x *StateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[9]
+	mi := &file_api_control_v1_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -617,7 +702,7 @@ func (x *StateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StateResponse.ProtoReflect.Descriptor instead.
 func (*StateResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{9}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *StateResponse) GetStatus() string {
@@ -651,7 +736,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[10]
+	mi := &file_api_control_v1_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -663,7 +748,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[10]
+	mi := &file_api_control_v1_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -676,7 +761,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{10}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *WaitRequest) GetId() string {
@@ -705,7 +790,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[11]
+	mi := &file_api_control_v1_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -717,7 +802,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[11]
+	mi := &file_api_control_v1_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -730,7 +815,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{11}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *WaitResponse) GetStatus() uint32 {
@@ -773,7 +858,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[12]
+	mi := &file_api_control_v1_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -785,7 +870,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[12]
+	mi := &file_api_control_v1_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -798,7 +883,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{12}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ExecRequest) GetId() string {
@@ -838,7 +923,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[13]
+	mi := &file_api_control_v1_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -850,7 +935,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[13]
+	mi := &file_api_control_v1_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -863,7 +948,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{13}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ExecResponse) GetGuestPid() uint32 {
@@ -885,7 +970,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[14]
+	mi := &file_api_control_v1_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -897,7 +982,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[14]
+	mi := &file_api_control_v1_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -910,7 +995,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{14}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ShellRequest) GetId() string {
@@ -953,7 +1038,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -965,7 +1050,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -978,7 +1063,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -1021,7 +1106,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1033,7 +1118,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1046,7 +1131,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1087,7 +1172,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1184,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1197,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1138,7 +1223,7 @@ type Encoded struct {
 
 func (x *Encoded) Reset() {
 	*x = Encoded{}
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1150,7 +1235,7 @@ func (x *Encoded) String() string {
 func (*Encoded) ProtoMessage() {}
 
 func (x *Encoded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1163,7 +1248,7 @@ func (x *Encoded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Encoded.ProtoReflect.Descriptor instead.
 func (*Encoded) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Encoded) GetMessage() []byte {
@@ -1184,7 +1269,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1196,7 +1281,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1209,7 +1294,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Event) GetId() string {
@@ -1243,7 +1328,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1255,7 +1340,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1268,7 +1353,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1294,7 +1379,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[21]
+	mi := &file_api_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1306,7 +1391,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[21]
+	mi := &file_api_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1319,7 +1404,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteResponse) GetLives() bool {
@@ -1336,7 +1421,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x1capi/control/v1/control.proto\x12\x0fhusk.control.v1\"\a\n" +
 	"\x05Empty\"\"\n" +
 	"\x10ContainerRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x8a\x03\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xb7\x03\n" +
 	"\rCreateRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06bundle\x18\x02 \x01(\tR\x06bundle\x12\x12\n" +
@@ -1351,13 +1436,20 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"caller_pid\x18\t \x01(\rR\tcallerPid\x12?\n" +
 	"\fuser_network\x18\n" +
 	" \x01(\v2\x1c.husk.control.v1.UserNetworkR\vuserNetwork\x12/\n" +
-	"\x06engine\x18\v \x01(\v2\x17.husk.control.v1.EngineR\x06engine\"[\n" +
+	"\x06engine\x18\v \x01(\v2\x17.husk.control.v1.EngineR\x06engine\x12+\n" +
+	"\x05files\x18\f \x03(\v2\x15.husk.control.v1.FileR\x05files\"P\n" +
+	"\x04File\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x18\n" +
+	"\acontent\x18\x02 \x01(\fR\acontent\x12\x1a\n" +
+	"\breadonly\x18\x03 \x01(\bR\breadonly\"[\n" +
 	"\x06Engine\x12\x1b\n" +
 	"\toom_files\x18\x01 \x03(\tR\boomFiles\x12\x16\n" +
 	"\x06events\x18\x02 \x01(\tR\x06events\x12\x1c\n" +
-	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"'\n" +
+	"\tnamespace\x18\x03 \x01(\tR\tnamespace\"U\n" +
 	"\vUserNetwork\x12\x18\n" +
-	"\apublish\x18\x01 \x03(\tR\apublish\"F\n" +
+	"\apublish\x18\x01 \x03(\tR\apublish\x12\x1a\n" +
+	"\boptional\x18\x02 \x01(\bR\boptional\x12\x10\n" +
+	"\x03dns\x18\x03 \x01(\tR\x03dns\"F\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06layers\x18\x01 \x03(\tR\x06layers\x12%\n" +
 	"\x0ewritable_bytes\x18\x02 \x01(\x04R\rwritableBytes\"y\n" +
@@ -1451,75 +1543,77 @@ func file_api_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_api_control_v1_control_proto_rawDescData
 }
 
-var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
+var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_api_control_v1_control_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: husk.control.v1.Empty
 	(*ContainerRequest)(nil), // 1: husk.control.v1.ContainerRequest
 	(*CreateRequest)(nil),    // 2: husk.control.v1.CreateRequest
-	(*Engine)(nil),           // 3: husk.control.v1.Engine
-	(*UserNetwork)(nil),      // 4: husk.control.v1.UserNetwork
-	(*Image)(nil),            // 5: husk.control.v1.Image
-	(*Stdio)(nil),            // 6: husk.control.v1.Stdio
-	(*CreateResponse)(nil),   // 7: husk.control.v1.CreateResponse
-	(*Phase)(nil),            // 8: husk.control.v1.Phase
-	(*StateResponse)(nil),    // 9: husk.control.v1.StateResponse
-	(*WaitRequest)(nil),      // 10: husk.control.v1.WaitRequest
-	(*WaitResponse)(nil),     // 11: husk.control.v1.WaitResponse
-	(*ExecRequest)(nil),      // 12: husk.control.v1.ExecRequest
-	(*ExecResponse)(nil),     // 13: husk.control.v1.ExecResponse
-	(*ShellRequest)(nil),     // 14: husk.control.v1.ShellRequest
-	(*SignalRequest)(nil),    // 15: husk.control.v1.SignalRequest
-	(*ResizeRequest)(nil),    // 16: husk.control.v1.ResizeRequest
-	(*UpdateRequest)(nil),    // 17: husk.control.v1.UpdateRequest
-	(*Encoded)(nil),          // 18: husk.control.v1.Encoded
-	(*Event)(nil),            // 19: husk.control.v1.Event
-	(*DeleteRequest)(nil),    // 20: husk.control.v1.DeleteRequest
-	(*DeleteResponse)(nil),   // 21: husk.control.v1.DeleteResponse
+	(*File)(nil),             // 3: husk.control.v1.File
+	(*Engine)(nil),           // 4: husk.control.v1.Engine
+	(*UserNetwork)(nil),      // 5: husk.control.v1.UserNetwork
+	(*Image)(nil),            // 6: husk.control.v1.Image
+	(*Stdio)(nil),            // 7: husk.control.v1.Stdio
+	(*CreateResponse)(nil),   // 8: husk.control.v1.CreateResponse
+	(*Phase)(nil),            // 9: husk.control.v1.Phase
+	(*StateResponse)(nil),    // 10: husk.control.v1.StateResponse
+	(*WaitRequest)(nil),      // 11: husk.control.v1.WaitRequest
+	(*WaitResponse)(nil),     // 12: husk.control.v1.WaitResponse
+	(*ExecRequest)(nil),      // 13: husk.control.v1.ExecRequest
+	(*ExecResponse)(nil),     // 14: husk.control.v1.ExecResponse
+	(*ShellRequest)(nil),     // 15: husk.control.v1.ShellRequest
+	(*SignalRequest)(nil),    // 16: husk.control.v1.SignalRequest
+	(*ResizeRequest)(nil),    // 17: husk.control.v1.ResizeRequest
+	(*UpdateRequest)(nil),    // 18: husk.control.v1.UpdateRequest
+	(*Encoded)(nil),          // 19: husk.control.v1.Encoded
+	(*Event)(nil),            // 20: husk.control.v1.Event
+	(*DeleteRequest)(nil),    // 21: husk.control.v1.DeleteRequest
+	(*DeleteResponse)(nil),   // 22: husk.control.v1.DeleteResponse
 }
 var file_api_control_v1_control_proto_depIdxs = []int32{
-	5,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
-	6,  // 1: husk.control.v1.CreateRequest.stdio:type_name -> husk.control.v1.Stdio
-	4,  // 2: husk.control.v1.CreateRequest.user_network:type_name -> husk.control.v1.UserNetwork
-	3,  // 3: husk.control.v1.CreateRequest.engine:type_name -> husk.control.v1.Engine
-	8,  // 4: husk.control.v1.CreateResponse.timeline:type_name -> husk.control.v1.Phase
-	8,  // 5: husk.control.v1.WaitResponse.timeline:type_name -> husk.control.v1.Phase
-	6,  // 6: husk.control.v1.ExecRequest.stdio:type_name -> husk.control.v1.Stdio
-	6,  // 7: husk.control.v1.ShellRequest.stdio:type_name -> husk.control.v1.Stdio
-	2,  // 8: husk.control.v1.Control.Create:input_type -> husk.control.v1.CreateRequest
-	1,  // 9: husk.control.v1.Control.Start:input_type -> husk.control.v1.ContainerRequest
-	1,  // 10: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
-	10, // 11: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
-	12, // 12: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
-	15, // 13: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
-	16, // 14: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
-	1,  // 15: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
-	1,  // 16: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
-	17, // 17: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
-	1,  // 18: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
-	1,  // 19: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
-	1,  // 20: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
-	14, // 21: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
-	20, // 22: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
-	7,  // 23: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
-	0,  // 24: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
-	9,  // 25: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
-	11, // 26: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
-	13, // 27: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
-	0,  // 28: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
-	0,  // 29: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
-	0,  // 30: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
-	0,  // 31: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
-	0,  // 32: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
-	18, // 33: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
-	18, // 34: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
-	19, // 35: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
-	13, // 36: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
-	21, // 37: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
-	23, // [23:38] is the sub-list for method output_type
-	8,  // [8:23] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	6,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
+	7,  // 1: husk.control.v1.CreateRequest.stdio:type_name -> husk.control.v1.Stdio
+	5,  // 2: husk.control.v1.CreateRequest.user_network:type_name -> husk.control.v1.UserNetwork
+	4,  // 3: husk.control.v1.CreateRequest.engine:type_name -> husk.control.v1.Engine
+	3,  // 4: husk.control.v1.CreateRequest.files:type_name -> husk.control.v1.File
+	9,  // 5: husk.control.v1.CreateResponse.timeline:type_name -> husk.control.v1.Phase
+	9,  // 6: husk.control.v1.WaitResponse.timeline:type_name -> husk.control.v1.Phase
+	7,  // 7: husk.control.v1.ExecRequest.stdio:type_name -> husk.control.v1.Stdio
+	7,  // 8: husk.control.v1.ShellRequest.stdio:type_name -> husk.control.v1.Stdio
+	2,  // 9: husk.control.v1.Control.Create:input_type -> husk.control.v1.CreateRequest
+	1,  // 10: husk.control.v1.Control.Start:input_type -> husk.control.v1.ContainerRequest
+	1,  // 11: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
+	11, // 12: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
+	13, // 13: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
+	16, // 14: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
+	17, // 15: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
+	1,  // 16: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
+	1,  // 17: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
+	18, // 18: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
+	1,  // 19: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
+	1,  // 20: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
+	1,  // 21: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
+	15, // 22: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
+	21, // 23: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
+	8,  // 24: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
+	0,  // 25: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
+	10, // 26: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
+	12, // 27: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
+	14, // 28: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
+	0,  // 29: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
+	0,  // 30: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
+	0,  // 31: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
+	0,  // 32: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
+	0,  // 33: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
+	19, // 34: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
+	19, // 35: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
+	20, // 36: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
+	14, // 37: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
+	22, // 38: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
+	24, // [24:39] is the sub-list for method output_type
+	9,  // [9:24] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_api_control_v1_control_proto_init() }
@@ -1533,7 +1627,7 @@ func file_api_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_control_v1_control_proto_rawDesc), len(file_api_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   22,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
