@@ -115,7 +115,7 @@ func setNetworkPath(spec *specs.Spec, path string) {
 }
 
 // files are the files of the container's own that tell it of its network, less those that a volume or the flags keep it from
-// having. dns is the name server that user-mode networking has to ask, where it is not the first of this machine.
+// having. dns is a name server on this machine's loopback that is to be there for the container too.
 func (b *builder) files(kind string, spec *specs.Spec) (files []*controlv1.File, dns string, err error) {
 	hosts, err := b.hosts(kind)
 	if err != nil {
@@ -205,8 +205,8 @@ func (b *builder) resolvConf(kind string) (text, dns string, err error) {
 		}
 	}
 	local := conf.Reachable()
-	if len(conf.Servers) == 0 && kind == networkUser && local.IsValid() { // passt asks it
-		conf.Servers, dns = []string{network.UserDNS}, local.String()
+	if len(conf.Servers) == 0 && kind == networkUser && local.IsValid() { // the owner asks it
+		conf.Servers, dns = []string{local.String()}, local.String()
 	}
 	if len(o.dns) > 0 {
 		conf.Servers, dns = o.dns, ""

@@ -97,8 +97,7 @@ func (p Port) flag() []string {
 type UserOptions struct {
 	Binary string // of passt; empty: the one on PATH
 	Ports  []Port
-	DNS    netip.Addr // of the name server that is asked for the guest; not valid: the host's first
-	UID    uint32     // that passt runs as; 0 keeps the caller's
+	UID    uint32 // that passt runs as; 0 keeps the caller's
 }
 
 // User is a process of passt, which translates between the frames of a guest and sockets of the host. It needs no
@@ -260,9 +259,6 @@ func userArgs(o UserOptions) []string {
 	}
 	if o.UID != 0 {
 		args = append(args, "--runas", fmt.Sprintf("%d:%d", o.UID, o.UID))
-	}
-	if o.DNS.IsValid() {
-		args = append(args, "--dns", o.DNS.String())
 	}
 	for _, p := range o.Ports {
 		args = append(args, p.flag()...)

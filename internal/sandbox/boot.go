@@ -272,7 +272,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	if err := s.setNetwork(ctx, a, vm); err != nil {
 		return root, err
 	}
-	return root, s.forwardNames(ctx, a, plan)
+	return root, s.forwardNames(ctx, a, plan, r.User)
 }
 
 // patience is how long a VM may take to run, and then its guest to answer.

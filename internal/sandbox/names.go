@@ -2,6 +2,8 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
+	"net/netip"
 	"time"
 
 	agentv1 "husk.dev/husk/api/agent/v1"
@@ -10,9 +12,18 @@ import (
 	"husk.dev/husk/internal/ocispec"
 )
 
-// forwardNames has the guest reach a name server that listens in the container's network namespace on the host alone.
-func (s *Sandbox) forwardNames(ctx context.Context, a *attempt, plan *ocispec.Plan) error {
-	if !plan.Nameserver.IsValid() || plan.Network != ocispec.NetworkPath {
+// forwardNames has the guest reach a name server that listens in the container's network namespace on the host alone, or
+// with user-mode networking on this machine alone.
+func (s *Sandbox) forwardNames(ctx context.Context, a *attempt, plan *ocispec.Plan, user *UserNetwork) error {
+	server, space := plan.Nameserver, plan.NetNS
+	switch {
+	case a.user != nil && user != nil && user.DNS != "":
+		var err error
+		if server, err = netip.ParseAddr(user.DNS); err != nil {
+			return fmt.Errorf("user-mode networking: name server: %w", err)
+		}
+		space = "" // that of this process
+	case !server.IsValid() || plan.Network != ocispec.NetworkPath:
 		return nil
 	}
 	ctx, cancel := guest.Bound(ctx)
@@ -21,7 +32,7 @@ func (s *Sandbox) forwardNames(ctx context.Context, a *attempt, plan *ocispec.Pl
 	if err != nil {
 		return err
 	}
-	request := &agentv1.ForwardNamesRequest{Address: plan.Nameserver.String(), Stream: token}
+	request := &agentv1.ForwardNamesRequest{Address: server.String(), Stream: token}
 	if _, err := s.client().ForwardNames(ctx, request); err != nil {
 		stream.Close()
 		return explain(err, "bring the container's name server into the guest")
@@ -29,7 +40,7 @@ func (s *Sandbox) forwardNames(ctx context.Context, a *attempt, plan *ocispec.Pl
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		if err := names.Serve(stream, plan.NetNS, plan.Nameserver); err != nil {
+		if err := names.Serve(stream, space, server); err != nil {
 			s.log.Debug("forward names", "error", err) // the usual end is that of the channel
 		}
 	}()

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 
 	"husk.dev/husk/internal/network"
@@ -18,7 +17,9 @@ type UserNetwork struct {
 	Publish []string // as network.ParsePort takes them
 	// Optional has the container start with a warning and loopback only where it cannot be had.
 	Optional bool
-	DNS      string // address of the name server that is asked for the guest; empty: the host's first
+	// DNS is the address of a name server on this machine's loopback that is asked for the guest, where it has that address;
+	// empty: none.
+	DNS string
 }
 
 // errUserNetwork is matched when user-mode networking cannot be set up.
@@ -71,13 +72,7 @@ func (s *Sandbox) lendUserNetwork(ctx context.Context, a *attempt, c *container,
 	if err != nil {
 		return err
 	}
-	o := network.UserOptions{Ports: ports, UID: spec.UID}
-	if r.User != nil && r.User.DNS != "" {
-		if o.DNS, err = netip.ParseAddr(r.User.DNS); err != nil {
-			return fmt.Errorf("user-mode networking: name server: %w", err)
-		}
-	}
-	user, err := network.StartUser(ctx, o)
+	user, err := network.StartUser(ctx, network.UserOptions{Ports: ports, UID: spec.UID})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUserNetwork, err)
 	}

@@ -365,7 +365,7 @@ type UserNetwork struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Publish       []string               `protobuf:"bytes,1,rep,name=publish,proto3" json:"publish,omitempty"`    // [ADDRESS:]HOST:GUEST[/tcp|/udp]
 	Optional      bool                   `protobuf:"varint,2,opt,name=optional,proto3" json:"optional,omitempty"` // the container starts without a network, with a warning, where this one cannot be set up
-	Dns           string                 `protobuf:"bytes,3,opt,name=dns,proto3" json:"dns,omitempty"`            // the name server that is asked for the guest, by its address; empty: the host's first
+	Dns           string                 `protobuf:"bytes,3,opt,name=dns,proto3" json:"dns,omitempty"`            // a name server on an IPv4 loopback address of this machine that is asked for the guest; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }

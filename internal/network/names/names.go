@@ -23,15 +23,19 @@ const (
 	maxAsking = 32
 	// patience bounds one query.
 	patience = 10 * time.Second
+	ownSpace = "/proc/self/ns/net"
 )
 
 // Serve answers the queries that come from the guest until the stream ends. Queries go to the name server at address,
-// from the network namespace at netns. What cannot be answered is not: who asked asks again.
+// from the network namespace at netns, "" for that of this process. What cannot be answered is not: who asked asks again.
 func Serve(stream io.ReadWriter, netns string, address netip.Addr) error {
 	return serve(stream, netns, netip.AddrPortFrom(address, port).String())
 }
 
 func serve(stream io.ReadWriter, netns, server string) error {
+	if netns == "" {
+		netns = ownSpace
+	}
 	// What its path names may be another namespace later: that of a process that is gone, whose number another has.
 	space, err := os.Open(netns)
 	if err != nil {
@@ -44,7 +48,9 @@ func serve(stream io.ReadWriter, netns, server string) error {
 			space.Close()
 		}()
 	}()
-	netns = fmt.Sprintf("/proc/self/fd/%d", space.Fd())
+	if netns != ownSpace { // which takes rights that nobody needs to be where he is
+		netns = fmt.Sprintf("/proc/self/fd/%d", space.Fd())
+	}
 	var mu sync.Mutex // held over writes to the stream
 	turns := make(chan struct{}, maxAsking)
 	for {
@@ -76,10 +82,16 @@ func ask(netns, server string, query agentv1.NameMessage) ([]byte, error) {
 		kind = "tcp4"
 	}
 	var conn net.Conn
-	err := sys.InNetwork(netns, func() (err error) {
+	dial := func() (err error) {
 		conn, err = net.DialTimeout(kind, server, patience)
 		return err
-	})
+	}
+	err := error(nil)
+	if netns == ownSpace {
+		err = dial()
+	} else {
+		err = sys.InNetwork(netns, dial)
+	}
 	if err != nil {
 		return nil, err
 	}
