@@ -47,8 +47,8 @@ func (a *App) templateBuildCommand() *cobra.Command {
 	var background bool
 	cmd := &cobra.Command{
 		Use: "build", Short: "Build templates ahead of their first use",
-		Long: "Build makes the template for virtual machines with a network card and the one for those without, and prints\n" +
-			"their keys.",
+		Long: "Build makes the templates for virtual machines without a network, with the interfaces of a network namespace\n" +
+			"and with user-mode networking, and prints their keys.",
 		Example: "  husk template build\n  husk template build --vcpus 2\n  husk template build --card no",
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -65,10 +65,10 @@ func (a *App) templateBuildCommand() *cobra.Command {
 			}
 			cards, ok := cardKinds[kind]
 			if !ok {
-				return fmt.Errorf("--card %s: must be yes, no or both", kind)
+				return fmt.Errorf("--card %s: must be no, tap, user or all", kind)
 			}
 			for _, card := range cards {
-				if card && len(cards) > 1 && !a.canMakeCards() {
+				if card == vmm.TapCard && len(cards) > 1 && !a.canMakeCards() {
 					continue
 				}
 				if err := a.buildTemplate(cmd.Context(), memory, vcpus, card, background); err != nil {
@@ -80,7 +80,7 @@ func (a *App) templateBuildCommand() *cobra.Command {
 	}
 	cmd.Flags().IntVar(&memory, "memory", 0, "memory of the virtual machines it is for, in MiB (default: the configuration's)")
 	cmd.Flags().IntVar(&vcpus, "vcpus", 0, "virtual processors of the virtual machines it is for (default: the configuration's)")
-	cmd.Flags().StringVar(&kind, "card", "both", "`KIND`: yes for virtual machines with a network card, no for those without, or both")
+	cmd.Flags().StringVar(&kind, "card", "all", "`KIND`: no for virtual machines without a network, tap for those with interfaces, user for user-mode networking, or all")
 	cmd.Flags().BoolVar(&background, "background", false, "yield to everything else, and leave it where another process builds")
 	return cmd
 }
@@ -98,9 +98,22 @@ func (a *App) canMakeCards() bool {
 }
 
 // cardKinds are what --card stands for.
-var cardKinds = map[string][]bool{"both": {false, true}, "no": {false}, "yes": {true}}
+var cardKinds = map[string][]vmm.Card{
+	"all": {vmm.NoCard, vmm.TapCard, vmm.StreamCard}, "no": {vmm.NoCard}, "tap": {vmm.TapCard}, "user": {vmm.StreamCard},
+}
 
-func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, card, background bool) error {
+// cardName is what --card names one kind by.
+func cardName(card vmm.Card) string {
+	switch card {
+	case vmm.TapCard:
+		return "tap"
+	case vmm.StreamCard:
+		return "user"
+	}
+	return "no"
+}
+
+func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, card vmm.Card, background bool) error {
 	if background {
 		if err := syscall.Setpriority(syscall.PRIO_PGRP, 0, buildNiceness); err != nil {
 			return fmt.Errorf("yield to other processes: %w", err)
@@ -133,8 +146,19 @@ func (a *App) buildTemplate(ctx context.Context, memory, vcpus int, card, backgr
 			}
 		},
 	}
-	if card {
-		o.Card = network.Unconnected
+	switch card {
+	case vmm.TapCard:
+		o.Card = &template.Card{Kind: card, Open: func(queues int) (nic vmm.NIC, err error) {
+			nic.Taps, nic.Vhosts, err = network.Unconnected(queues)
+			return nic, err
+		}}
+	case vmm.StreamCard:
+		nic, end, err := network.UnconnectedUser()
+		if err != nil {
+			return err
+		}
+		defer end()
+		o.Card = &template.Card{Kind: card, Network: network.UserGuest(), Open: func(int) (vmm.NIC, error) { return nic, nil }}
 	}
 	key, err := a.templates().Build(limited, o)
 	if background && errors.Is(err, template.ErrBusy) {
@@ -162,11 +186,7 @@ func (a *App) templateListCommand() *cobra.Command {
 			w := table(a.out)
 			fmt.Fprintln(w, "KEY\tMEMORY\tVCPUS\tCARD\tKERNEL\tON DISK\tUSED")
 			for _, t := range list {
-				card := "no"
-				if t.Card {
-					card = "yes"
-				}
-				fmt.Fprintf(w, "%s\t%d MiB\t%d\t%s\t%s\t%d MiB\t%s ago\n", t.Key, t.MemoryMiB, t.VCPUs, card, t.KernelVersion,
+				fmt.Fprintf(w, "%s\t%d MiB\t%d\t%s\t%s\t%d MiB\t%s ago\n", t.Key, t.MemoryMiB, t.VCPUs, cardName(t.Card), t.KernelVersion,
 					t.DiskBytes>>20, since(t.Used))
 			}
 			return w.Flush()
@@ -237,13 +257,9 @@ func (a *App) printf(format string, args ...any) error {
 
 // buildTemplateLater starts a process that builds the template for VMs of a size and is nobody's child to wait
 // for: the container that asked for it does not.
-func (a *App) buildTemplateLater(memoryMiB, vcpus int, card bool) error {
-	kind := "no"
-	if card {
-		kind = "yes"
-	}
+func (a *App) buildTemplateLater(memoryMiB, vcpus int, card vmm.Card) error {
 	cmd := exec.Command("/proc/self/exe", a.hidden("template", "build", "--background",
-		"--memory", strconv.Itoa(memoryMiB), "--vcpus", strconv.Itoa(vcpus), "--card", kind)...)
+		"--memory", strconv.Itoa(memoryMiB), "--vcpus", strconv.Itoa(vcpus), "--card", cardName(card))...)
 	cmd.Args[0] = "husk"
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

@@ -25,13 +25,12 @@ import (
 const (
 	userAddress = UserIP + "/24"
 	userGateway = "10.0.2.2"
-	// userLinkLocal is the address that the kernel makes of userMAC.
+	// userLinkLocal is the address that the kernel makes of vmm.StreamMAC.
 	userLinkLocal = "fe80::468:75ff:fe73:6b00/64"
 	// UserIP is its address.
 	UserIP = "10.0.2.15"
 	// UserDNS is where it asks for names; what it asks is passed to the host's own name server.
 	UserDNS = "10.0.2.3"
-	userMTU = 65520 // what passt takes
 	// userReady bounds the wait for passt to begin.
 	userReady = 10 * time.Second
 	// userSaid bounds what is kept of passt's words, in bytes.
@@ -104,10 +103,7 @@ type UserOptions struct {
 // rights, cages itself in namespaces of its own behind a seccomp filter, and ends with the VM.
 type User struct {
 	// NIC is the VM's network card. Whoever starts the VM takes over its file.
-	NIC vmm.NIC
-	// Guest is what the guest is to be told.
-	Guest *agentv1.SetNetworkRequest
-
+	NIC  vmm.NIC
 	cmd  *exec.Cmd
 	done chan struct{}
 	said words
@@ -140,6 +136,9 @@ func (w *words) String() string {
 	return strings.Join(kept, "; ")
 }
 
+// The kernel's tables of routes of the thread's network namespace (proc(5)).
+const routes4, routes6 = "/proc/thread-self/net/route", "/proc/thread-self/net/ipv6_route"
+
 var errNoPasst = errors.New("user-mode networking needs the program passt, which is not on PATH (on Debian: apt install passt)")
 
 // UserReady returns why user-mode networking cannot be had in the network namespace of this process, nil where it looks as
@@ -148,11 +147,11 @@ func UserReady() error {
 	if _, err := exec.LookPath("passt"); err != nil {
 		return errNoPasst
 	}
-	four, err := os.ReadFile("/proc/thread-self/net/route")
+	four, err := os.ReadFile(routes4)
 	if err != nil {
 		return fmt.Errorf("user-mode networking: %w", err)
 	}
-	six, err := os.ReadFile("/proc/thread-self/net/ipv6_route")
+	six, err := os.ReadFile(routes6)
 	if err != nil && !errors.Is(err, os.ErrNotExist) { // a kernel may lack IPv6
 		return fmt.Errorf("user-mode networking: %w", err)
 	}
@@ -254,7 +253,7 @@ func userArgs(o UserOptions) []string {
 	args := []string{
 		"--foreground", "--stderr", "--quiet", "--fd", strconv.Itoa(userSocket), "--pid", fmt.Sprintf("/proc/self/fd/%d", userBegun),
 		// A guest is not to reach what listens on the host's loopback only.
-		"--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--mtu", strconv.Itoa(userMTU),
+		"--no-map-gw", "--no-dhcp", "--no-dhcpv6", "--mtu", strconv.Itoa(vmm.StreamMTU),
 		"--address", address, "--netmask", mask, "--gateway", userGateway, "--dns-forward", UserDNS,
 	}
 	if o.UID != 0 {
@@ -297,22 +296,37 @@ func (u *User) await(ctx context.Context, ready *os.File) error {
 
 // describe fills in what the VM and its guest get.
 func (u *User) describe(socket *os.File) {
+	u.NIC = vmm.NIC{Name: "eth0", MAC: vmm.StreamMAC, MTU: vmm.StreamMTU, Stream: socket}
+}
+
+// UserGuest is what a guest on user-mode networking is told. Where the host has IPv6 it hears of an address and a gateway from
+// passt, as from a router: its kernel asks for one from time to time, in a guest that was saved too.
+func UserGuest() *agentv1.SetNetworkRequest {
 	const loopback, index = 1, 2
-	mac := net.HardwareAddr{0x06, 'h', 'u', 's', 'k', 0}
-	u.NIC = vmm.NIC{Name: "eth0", MAC: mac, MTU: userMTU, Stream: socket}
-	u.Guest = &agentv1.SetNetworkRequest{
+	mac := vmm.StreamMAC
+	r := &agentv1.SetNetworkRequest{
 		Interfaces: []*agentv1.Interface{
 			{Index: loopback, Name: "lo", Up: true},
-			{Index: index, Name: "eth0", Mac: mac, Device: mac, Mtu: userMTU, Queue: 1000, Up: true},
+			{Index: index, Name: "eth0", Mac: mac, Device: mac, Mtu: vmm.StreamMTU, Queue: 1000, Up: true},
 		},
 	}
-	// Where the host has IPv6 the guest hears of an address and a gateway from passt, as from a router.
 	for _, address := range []string{userAddress, userLinkLocal} {
 		p := netip.MustParsePrefix(address)
-		u.Guest.Addresses = append(u.Guest.Addresses, rtnl.MakeAddress(index, p))
-		u.Guest.Routes = append(u.Guest.Routes, rtnl.MakeLinkRoute(index, p))
+		r.Addresses = append(r.Addresses, rtnl.MakeAddress(index, p))
+		r.Routes = append(r.Routes, rtnl.MakeLinkRoute(index, p))
 	}
-	u.Guest.Routes = append(u.Guest.Routes, rtnl.MakeDefaultRoute(index, netip.MustParseAddr(userGateway)))
+	r.Routes = append(r.Routes, rtnl.MakeDefaultRoute(index, netip.MustParseAddr(userGateway)))
+	return r
+}
+
+// UnconnectedUser returns the card of a VM on user-mode networking with nobody at the other end of its socket, which end
+// closes: it is to be there for as long as the VM.
+func UnconnectedUser() (nic vmm.NIC, end func() error, err error) {
+	ours, theirs, err := pair()
+	if err != nil {
+		return nic, nil, err
+	}
+	return vmm.NIC{Name: "eth0", MAC: vmm.StreamMAC, MTU: vmm.StreamMTU, Stream: ours}, theirs.Close, nil
 }
 
 // PID is passt's.

@@ -77,7 +77,7 @@ func (s *Sandbox) startOn(ctx context.Context, c *container, plan *ocispec.Plan,
 	if plan.Network == ocispec.NetworkPath && s.config.Machine == machineAuto {
 		spec.Machine = machinePCI // interfaces may come and go
 	}
-	card := s.templated() && plan.Network == ocispec.NetworkPath && network.HasCards(plan.NetNS)
+	card := s.cardFor(plan)
 	if key, from := s.findTemplate(ctx, spec, card); from != nil {
 		continued := spec
 		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
@@ -147,25 +147,37 @@ func (s *Sandbox) templated() bool {
 // absence is a template that was not there, or that is no more.
 type absence struct {
 	key  string
-	card bool // it is for VMs with a network card
+	card vmm.Card // that it is for VMs with
+}
+
+// cardFor is the kind of network card that a VM for plan begins with.
+func (s *Sandbox) cardFor(plan *ocispec.Plan) vmm.Card {
+	switch {
+	case !s.templated():
+	case plan.Network == ocispec.NetworkHost:
+		return vmm.StreamCard
+	case plan.Network == ocispec.NetworkPath && network.HasCards(plan.NetNS):
+		return vmm.TapCard
+	}
+	return vmm.NoCard
 }
 
 // findTemplate returns the template for a VM like spec, nil where there is none to start from. A VM with network cards
 // does with a template that has none, and finds them like any other new device.
-func (s *Sandbox) findTemplate(ctx context.Context, spec vmm.Spec, card bool) (key string, from *vmm.Snapshot) {
+func (s *Sandbox) findTemplate(ctx context.Context, spec vmm.Spec, card vmm.Card) (key string, from *vmm.Snapshot) {
 	if !s.templated() {
 		return "", nil
 	}
 	defer s.timing.begin(ctx, "find template")()
 	spec.Machine = machinePCI
 	key, from = s.lookForTemplate(spec, card)
-	if from == nil && card {
-		key, from = s.lookForTemplate(spec, false)
+	if from == nil && card != vmm.NoCard {
+		key, from = s.lookForTemplate(spec, vmm.NoCard)
 	}
 	return key, from
 }
 
-func (s *Sandbox) lookForTemplate(spec vmm.Spec, card bool) (key string, from *vmm.Snapshot) {
+func (s *Sandbox) lookForTemplate(spec vmm.Spec, card vmm.Card) (key string, from *vmm.Snapshot) {
 	key, err := template.Key(s.options.Driver, spec, card)
 	if err == nil {
 		from, err = s.options.Templates.Find(key)
@@ -269,7 +281,7 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	if err := s.connect(ctx, a, vm, spec); err != nil {
 		return nil, err
 	}
-	if err := s.setNetwork(ctx, a, vm); err != nil {
+	if err := s.setNetwork(ctx, a, vm, spec.From); err != nil {
 		return root, err
 	}
 	return root, s.forwardNames(ctx, a, plan, r.User)
@@ -334,7 +346,7 @@ func greeting(spec vmm.Spec) guest.Options {
 	}
 	o.Disks = min(blocks, vmm.SavedDisks)
 	nics := len(spec.NICs)
-	if spec.From.Card {
+	if spec.From.Card != vmm.NoCard {
 		nics--
 	}
 	o.MoreMemoryMiB = spec.MemoryMiB - spec.From.MemoryMiB

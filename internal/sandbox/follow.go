@@ -6,6 +6,7 @@ import (
 
 	agentv1 "husk.dev/husk/api/agent/v1"
 	"husk.dev/husk/internal/guest"
+	"husk.dev/husk/internal/network"
 	"husk.dev/husk/internal/vmm"
 )
 
@@ -36,13 +37,17 @@ func (noPlugs) PlugNIC(_ context.Context, nic vmm.NIC) error {
 func (noPlugs) UnplugNIC(context.Context, net.HardwareAddr) error { return vmm.ErrNotSupported }
 
 // setNetwork tells the guest what its interfaces are, and has it follow their changes from then on.
-func (s *Sandbox) setNetwork(ctx context.Context, a *attempt, vm vmm.VM) error {
+func (s *Sandbox) setNetwork(ctx context.Context, a *attempt, vm vmm.VM, from *vmm.Snapshot) error {
 	if a.network == nil && a.user == nil {
+		return nil
+	}
+	// A guest that was saved with such a card was told before.
+	if a.user != nil && from != nil && from.Card == vmm.StreamCard {
 		return nil
 	}
 	defer s.timing.begin(ctx, "set up guest network")()
 	if a.user != nil {
-		return plugger{client: s.client()}.SetNetwork(ctx, a.user.Guest)
+		return plugger{client: s.client()}.SetNetwork(ctx, network.UserGuest())
 	}
 	p := plugger{NICPlugger: noPlugs{}, client: s.client()}
 	if able, ok := vm.(vmm.NICPlugger); ok {

@@ -31,7 +31,7 @@ func (s *Sandbox) lendNetwork(ctx context.Context, a *attempt, c *container, pla
 	}
 	taken, err := network.Attach(plan.NetNS, network.Options{
 		Queues: vmm.Queues(spec.VCPUs), Ingress: int64(s.config.NICIngressBPS), Egress: int64(s.config.NICEgressBPS),
-		Saved: spec.From != nil && spec.From.Card,
+		Saved: spec.From != nil && spec.From.Card == vmm.TapCard,
 	})
 	if err != nil {
 		return err

@@ -48,9 +48,9 @@ type Options struct {
 	GuestErr error
 	// Templates is where VMs may start from; nil boots all.
 	Templates *template.Store
-	// BuildTemplate starts the building of the template for VMs of a size, with a network card or without, and
-	// does not wait for it; nil builds none.
-	BuildTemplate func(memoryMiB, vcpus int, card bool) error
+	// BuildTemplate starts the building of the template for VMs of a size, with a network card of a kind, and does
+	// not wait for it; nil builds none.
+	BuildTemplate func(memoryMiB, vcpus int, card vmm.Card) error
 	// Dir is the state directory of the container that the VM is made for, and of the VM itself.
 	Dir *state.Dir
 	// OutOfMemory hears that the guest's kernel killed a process of a container for want of memory, before the end of the

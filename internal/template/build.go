@@ -25,7 +25,7 @@ const (
 	failedSuffix = ".failed"
 
 	// revision changes with what is done to a VM before it is saved: no template of another one is used.
-	revision = 1
+	revision = 2
 	// most is how many templates are kept; the ones that were not used for the longest time go.
 	most = 16
 	// retryAfter is how long a build that failed is not tried again by itself.
@@ -43,9 +43,8 @@ var ErrBusy = errors.New("another process builds a template")
 type BuildOptions struct {
 	Driver vmm.Driver
 	Spec   vmm.Spec // Disks, Shares and NICs are left out
-	// Card opens a tap for the network card of a template for VMs with a network, as vmm.NIC has it; nil: it is for those
-	// without.
-	Card          func(queues int) (taps, vhosts []*os.File, err error)
+	// Card is the network card of a template for VMs with a network; nil: it is for those without.
+	Card          *Card
 	KernelVersion string
 	// Wait makes Build wait for another process that builds one, in place of ErrBusy.
 	Wait bool
@@ -56,9 +55,25 @@ type BuildOptions struct {
 	Phase func(string)
 }
 
+// Card is the network card that a template is saved with.
+type Card struct {
+	Kind vmm.Card
+	// Network is what the guest is told of it; nil: to turn it on.
+	Network *agentv1.SetNetworkRequest
+	// Open opens the files of a vmm.NIC of the kind and of so many queues, which lead nowhere. They are the monitor's.
+	Open func(queues int) (vmm.NIC, error)
+}
+
+func (c *Card) kind() vmm.Card {
+	if c == nil {
+		return vmm.NoCard
+	}
+	return c.Kind
+}
+
 // Key is the key of the template for a VM like spec, with or without a network card; memory, disks, shares and the cards
 // themselves do not count.
-func Key(driver vmm.Driver, spec vmm.Spec, card bool) (string, error) {
+func Key(driver vmm.Driver, spec vmm.Spec, card vmm.Card) (string, error) {
 	keyer, ok := driver.(vmm.Keyer)
 	if !ok {
 		return "", fmt.Errorf("make a template: %w by this driver", vmm.ErrNotSupported)
@@ -67,13 +82,16 @@ func Key(driver vmm.Driver, spec vmm.Spec, card bool) (string, error) {
 }
 
 // Spec is the VM that is saved for VMs like spec to start from. The files of its card are left out.
-func Spec(spec vmm.Spec, card bool) vmm.Spec {
+func Spec(spec vmm.Spec, card vmm.Card) vmm.Spec {
 	spec.MemoryMiB = BaseMiB(spec.MemoryMiB)
 	spec.Savable, spec.From, spec.Disks, spec.Shares, spec.NICs = true, nil, nil, nil, nil
-	if card {
+	switch card {
+	case vmm.TapCard:
 		spec.NICs = []vmm.NIC{{
 			Name: cardName, MAC: vmm.SavedMAC, MTU: vmm.MaxMTU, Taps: make([]*os.File, vmm.Queues(spec.VCPUs)),
 		}}
+	case vmm.StreamCard:
+		spec.NICs = []vmm.NIC{{Name: cardName, MAC: vmm.StreamMAC, MTU: vmm.StreamMTU, Stream: new(os.File)}}
 	}
 	return spec
 }
@@ -81,7 +99,7 @@ func Spec(spec vmm.Spec, card bool) vmm.Spec {
 // Build boots a VM, saves it and puts it into the store, unless it is there and whole already. It returns
 // the template's key.
 func (s *Store) Build(ctx context.Context, o BuildOptions) (string, error) {
-	key, err := Key(o.Driver, o.Spec, o.Card != nil)
+	key, err := Key(o.Driver, o.Spec, o.Card.kind())
 	if err != nil {
 		return "", err
 	}
@@ -180,7 +198,7 @@ func (s *Store) build(ctx context.Context, key string, o BuildOptions) error {
 		return err
 	}
 	t := &Template{
-		Key: key, Revision: revision, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine, Card: o.Card != nil,
+		Key: key, Revision: revision, MemoryMiB: BaseMiB(o.Spec.MemoryMiB), VCPUs: o.Spec.VCPUs, Machine: o.Spec.Machine, Card: o.Card.kind(),
 		KernelVersion: o.KernelVersion, Created: started, BuildMS: time.Since(started).Milliseconds(),
 	}
 	o.Phase("check")
@@ -288,7 +306,7 @@ func prepare(ctx context.Context, dir string, o BuildOptions) (r *Rehearsal, cle
 
 // boot starts the VM and waits until its agent is at rest.
 func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
-	spec := Spec(o.Spec, o.Card != nil)
+	spec := Spec(o.Spec, o.Card.kind())
 	if r != nil {
 		spec.Disks = r.Disks
 	}
@@ -297,10 +315,12 @@ func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
 		return nil, err
 	}
 	if o.Card != nil {
-		nic := &spec.NICs[0]
-		if nic.Taps, nic.Vhosts, err = o.Card(vmm.Queues(spec.VCPUs)); err != nil {
+		nic, err := o.Card.Open(vmm.Queues(spec.VCPUs))
+		if err != nil {
 			return nil, errors.Join(fmt.Errorf("network card: %w", err), console.Close(), theirs.Close())
 		}
+		to := &spec.NICs[0]
+		to.Taps, to.Vhosts, to.Stream = nic.Taps, nic.Vhosts, nic.Stream
 	}
 	spec.Console = theirs
 	heard := make(chan string, 1)
@@ -314,7 +334,7 @@ func boot(ctx context.Context, o BuildOptions, r *Rehearsal) (vmm.VM, error) {
 		defer cancel()
 		return nil, errors.Join(why, vm.Stop(limited))
 	}
-	if err := rest(ctx, vm, r, o.Card != nil); err != nil {
+	if err := rest(ctx, vm, r, o.Card); err != nil {
 		return fail(bootError(vm, err, heard))
 	}
 	select {

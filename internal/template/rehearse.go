@@ -26,9 +26,12 @@ const cardName = "eth0"
 
 // network is one with nothing but what every guest has: what is done once to set one up is done with it. A card is
 // turned on.
-func network(card bool) *agentv1.SetNetworkRequest {
+func network(card *Card) *agentv1.SetNetworkRequest {
+	if card != nil && card.Network != nil {
+		return card.Network
+	}
 	r := &agentv1.SetNetworkRequest{Interfaces: []*agentv1.Interface{{Index: 1, Name: "lo", Up: true}}}
-	if card {
+	if card != nil {
 		r.Interfaces = append(r.Interfaces, &agentv1.Interface{
 			Index: 2, Name: cardName, Device: vmm.SavedMAC, Mac: vmm.SavedMAC, Mtu: 1500, Queue: 1000, Up: true, NoLinkLocal: true,
 		})
@@ -52,12 +55,12 @@ func (r *Rehearsal) rehearse(ctx context.Context, client *guest.Client) error {
 
 // rest greets the agent, so that it has done once what it does first for each VM that starts from it, rehearses
 // a container, and has the agent come to rest.
-func rest(ctx context.Context, vm vmm.VM, r *Rehearsal, card bool) error {
+func rest(ctx context.Context, vm vmm.VM, r *Rehearsal, card *Card) error {
 	client, err := guest.Connect(ctx, vm, guest.Options{Hostname: "husk"})
 	if err != nil {
 		return err
 	}
-	if r != nil || card {
+	if r != nil || card != nil {
 		_, err = client.SetNetwork(ctx, network(card))
 	}
 	if r != nil && err == nil {

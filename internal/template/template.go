@@ -62,7 +62,7 @@ type Template struct {
 	MemoryMiB     int       `json:"memory_mib"`
 	VCPUs         int       `json:"vcpus"`
 	Machine       string    `json:"machine"`
-	Card          bool      `json:"card"` // for VMs with a network card
+	Card          vmm.Card  `json:"card"` // for VMs with a network card
 	KernelVersion string    `json:"kernel_version"`
 	Created       time.Time `json:"created"`
 	BuildMS       int64     `json:"build_ms"` // how long boot and save took

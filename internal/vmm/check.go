@@ -172,8 +172,16 @@ func (n NIC) Check() error {
 	return nil
 }
 
-// savedCard tells whether a card is what a saved VM can have.
-func savedCard(n NIC) bool { return n.Stream == nil && n.MAC.String() == SavedMAC.String() }
+// savedAs is the kind of a card as a saved VM can have it, NoCard where it can not.
+func savedAs(n NIC) Card {
+	switch {
+	case n.Stream == nil && n.MAC.String() == SavedMAC.String():
+		return TapCard
+	case n.Stream != nil && n.MAC.String() == StreamMAC.String() && n.MTU == StreamMTU:
+		return StreamCard
+	}
+	return NoCard
+}
 
 func checkSnapshot(s Spec) error {
 	switch {
@@ -183,8 +191,8 @@ func checkSnapshot(s Spec) error {
 		return errors.New("a VM that is to be saved can have no shares")
 	case s.Savable && len(s.NICs) > 1:
 		return errors.New("a VM that is to be saved can have one network card")
-	case s.Savable && len(s.NICs) == 1 && !savedCard(s.NICs[0]):
-		return fmt.Errorf("the network card of a VM that is to be saved must have a tap, and %s for its MAC address", SavedMAC)
+	case s.Savable && len(s.NICs) == 1 && savedAs(s.NICs[0]) == NoCard:
+		return fmt.Errorf("the network card of a VM that is to be saved must have a tap and the MAC address %s, or a socket and %s", SavedMAC, StreamMAC)
 	case s.Savable && (len(s.Disks) > SavedDisks || slices.ContainsFunc(s.Disks, func(d Disk) bool { return d.Pmem })):
 		return fmt.Errorf("a VM that is to be saved can have %d disks, none of them pmem", SavedDisks)
 	case s.From == nil:
@@ -196,7 +204,7 @@ func checkSnapshot(s Spec) error {
 	if err := checkPath("saved state", s.From.State); err != nil {
 		return err
 	}
-	if s.From.Card && (len(s.NICs) == 0 || !savedCard(s.NICs[0])) {
+	if s.From.Card != NoCard && (len(s.NICs) == 0 || savedAs(s.NICs[0]) != s.From.Card) {
 		return errors.New("a saved VM with a network card cannot continue without it")
 	}
 	if s.From.MemoryMiB < MinMemoryMiB || s.From.MemoryMiB > s.MemoryMiB {

@@ -79,7 +79,8 @@ type Spec struct {
 	From *Snapshot
 	// Savable keeps the VM so that Saver can write it out. It takes no Shares; its Disks are in the places of
 	// SavedDisks, and the guest must have let go of them before. It may have one of NICs, of SavedMAC and with
-	// Taps: the guest keeps its driver on it, and the first of the NICs that it continues with takes its place.
+	// Taps, or of StreamMAC and with a Stream: the guest keeps its driver on it, and the first of the NICs that it
+	// continues with takes its place.
 	Savable bool
 
 	Disks  []Disk
@@ -157,12 +158,28 @@ const VhostNet = "/dev/vhost-net"
 // It is locally administered.
 var SavedMAC = net.HardwareAddr{0x06, 'h', 'u', 's', 'k', 0xff}
 
+// StreamMAC and StreamMTU are the MAC address and the largest MTU, in bytes, of a card with a Stream that VMs are saved with.
+var StreamMAC = net.HardwareAddr{0x06, 'h', 'u', 's', 'k', 0}
+
+// StreamMTU belongs to StreamMAC.
+const StreamMTU = 65520
+
+// Card is a kind of network card that VMs are saved with. QEMU continues none of the one kind as one of the other.
+type Card string
+
+// Kinds of cards.
+const (
+	NoCard     Card = ""
+	TapCard    Card = "tap"    // of SavedMAC, with as many Taps as the VM has queues
+	StreamCard Card = "stream" // of StreamMAC, with a Stream; the guest's network is set up as the one who saves it says
+)
+
 // Snapshot is a saved VM.
 type Snapshot struct {
 	Memory    string // file: the guest's RAM, sparse, MemoryMiB long
 	State     string // file: the state of processors and devices
 	MemoryMiB int
-	Card      bool // it was saved with a network card: the first of Spec.NICs, of SavedMAC and with as many queues
+	Card      Card // that it was saved with: the first of Spec.NICs is one of its kind
 }
 
 // Saver writes a VM of Spec.Savable out for a Snapshot. Its processors stand still from then on, and it

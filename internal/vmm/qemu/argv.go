@@ -75,7 +75,7 @@ func argv(s vmm.Spec, f facts) []string {
 	// All above, the card of a saved VM, and the places of disks, are the same in that and in one that continues it.
 	// All else is not there yet when the guest wakes up, and it finds it by looking for new devices on the PCI bus.
 	saved := 0
-	if s.Savable && len(s.NICs) > 0 || s.From != nil && s.From.Card {
+	if s.Savable && len(s.NICs) > 0 || s.From != nil && s.From.Card != vmm.NoCard {
 		b.nic(0, s.NICs[0])
 		saved = 1
 	}

@@ -45,7 +45,9 @@ func (d *Driver) SnapshotKey(s vmm.Spec) (string, error) {
 	}
 	for _, nic := range s.NICs {
 		fact := nicFact{taps: make([]int, len(nic.Taps))}
-		if _, err := os.Stat(vmm.VhostNet); err == nil {
+		if nic.Stream != nil {
+			fact.stream = 8
+		} else if _, err := os.Stat(vmm.VhostNet); err == nil {
 			fact.vhosts = make([]int, len(nic.Taps))
 		}
 		f.nics = append(f.nics, fact) // descriptors are no part of a VM
