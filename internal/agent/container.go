@@ -26,6 +26,8 @@ import (
 const (
 	// maxContainers bounds the containers of one guest.
 	maxContainers = 1024
+	// maxOwn bounds the files of a container's own.
+	maxOwn = 16
 	// cleanupWait bounds how long the remains of a container may take to go.
 	cleanupWait = 10 * time.Second
 )
@@ -157,6 +159,9 @@ func (a *Agent) create(ctx context.Context, r *agentv1.CreateContainerRequest) (
 	if err := a.mounts.Hold(spec.Sources(r.GetSpec()), &undo); err != nil {
 		return nil, fmt.Errorf("open a mount's source: %w", err)
 	}
+	if err := a.ownFiles(r.GetId(), r.GetOwn(), &undo); err != nil {
+		return nil, err
+	}
 	if r.GetReportMounts() {
 		a.reportMounts()
 	}
@@ -284,6 +289,27 @@ func (a *Agent) bundle(config []byte, undo *cleanup.Stack) (string, error) {
 		return "", fmt.Errorf("make bundle: %w", err)
 	}
 	return dir, nil
+}
+
+// ownFiles writes what a container has of its own.
+func (a *Agent) ownFiles(id string, files [][]byte, undo *cleanup.Stack) error {
+	if len(files) == 0 {
+		return nil
+	}
+	if len(files) > maxOwn {
+		return fail(codes.InvalidArgument, "%d files of the container's own: at most %d", len(files), maxOwn)
+	}
+	dir := filepath.Join(a.config.RunDir, "own", id)
+	undo.Add(func() error { return os.RemoveAll(dir) })
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("make the container's own files: %w", err)
+	}
+	for i, content := range files {
+		if err := os.WriteFile(filepath.Join(dir, strconv.Itoa(i)), content, 0o644); err != nil {
+			return fmt.Errorf("make the container's own files: %w", err)
+		}
+	}
+	return nil
 }
 
 // namespace finds the namespace of another container to join. Without an id the host meant the pod's, which

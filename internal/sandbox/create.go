@@ -323,18 +323,15 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	if filter != nil {
 		spec = withoutFilter(spec)
 	}
-	spec, err := s.sendOwn(ctx, spec, r.Files)
-	if err == nil {
-		err = s.sendFiles(ctx, c)
-	}
-	if err != nil {
-		r.Stdio.Close()
-		return err
-	}
+	spec, own := withFiles(spec, r.ID, r.Files)
 	data, err := json.Marshal(spec)
 	if err != nil {
 		r.Stdio.Close()
 		return fmt.Errorf("encode configuration: %w", err)
+	}
+	if err := s.sendFiles(ctx, c); err != nil {
+		r.Stdio.Close()
+		return err
 	}
 	ctx, cancel := guest.Bound(ctx)
 	defer cancel()
@@ -344,7 +341,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 		return err
 	}
 	c.init.streams = streams
-	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start, SeccompFilter: filter}
+	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start, SeccompFilter: filter, Own: own}
 	if len(plan.Shares) > 0 {
 		request.Shares = []string{storage.ShareTag}
 		request.ReportMounts = slices.ContainsFunc(plan.Shares, func(share ocispec.SharedPath) bool { return share.Return })

@@ -809,7 +809,9 @@ type CreateContainerRequest struct {
 	// The block devices of spec that are disks of the guest. Others are refused.
 	Devices []*BlockDevice `protobuf:"bytes,9,rep,name=devices,proto3" json:"devices,omitempty"`
 	// From now on events tell what the guest's containers mount below parts of shares (Mounts).
-	ReportMounts  bool `protobuf:"varint,10,opt,name=report_mounts,json=reportMounts,proto3" json:"report_mounts,omitempty"`
+	ReportMounts bool `protobuf:"varint,10,opt,name=report_mounts,json=reportMounts,proto3" json:"report_mounts,omitempty"`
+	// What the container's own files hold, at most 16: spec has a bind mount of OwnDir/<id>/<index> for each. They go with it.
+	Own           [][]byte `protobuf:"bytes,11,rep,name=own,proto3" json:"own,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -912,6 +914,13 @@ func (x *CreateContainerRequest) GetReportMounts() bool {
 		return x.ReportMounts
 	}
 	return false
+}
+
+func (x *CreateContainerRequest) GetOwn() [][]byte {
+	if x != nil {
+		return x.Own
+	}
+	return nil
 }
 
 // BlockDevice says which disk spec means by a number.
@@ -2822,7 +2831,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\tIDMapping\x12\x14\n" +
 	"\x05inner\x18\x01 \x01(\rR\x05inner\x12\x14\n" +
 	"\x05outer\x18\x02 \x01(\rR\x05outer\x12\x16\n" +
-	"\x06length\x18\x03 \x01(\rR\x06length\"\xf6\x02\n" +
+	"\x06length\x18\x03 \x01(\rR\x06length\"\x88\x03\n" +
 	"\x16CreateContainerRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04spec\x18\x02 \x01(\fR\x04spec\x12-\n" +
@@ -2834,7 +2843,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x06memory\x18\b \x03(\v2\x15.husk.agent.v1.MemoryR\x06memory\x124\n" +
 	"\adevices\x18\t \x03(\v2\x1a.husk.agent.v1.BlockDeviceR\adevices\x12#\n" +
 	"\rreport_mounts\x18\n" +
-	" \x01(\bR\freportMounts\"Q\n" +
+	" \x01(\bR\freportMounts\x12\x10\n" +
+	"\x03own\x18\v \x03(\fR\x03own\"Q\n" +
 	"\vBlockDevice\x12\x14\n" +
 	"\x05major\x18\x01 \x01(\x03R\x05major\x12\x14\n" +
 	"\x05minor\x18\x02 \x01(\x03R\x05minor\x12\x16\n" +

@@ -20,6 +20,8 @@ const (
 	MemoryDir = "/run/husk/memory"
 	// FilesDir holds the directories that PutFiles makes.
 	FilesDir = "/run/husk/files"
+	// OwnDir holds a directory for each container that has files of its own, named by its id.
+	OwnDir = "/run/husk/own"
 )
 
 // Rested is the line on the console by which the agent says that the guest may be saved.
