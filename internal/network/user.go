@@ -103,11 +103,12 @@ type UserOptions struct {
 // rights, cages itself in namespaces of its own behind a seccomp filter, and ends with the VM.
 type User struct {
 	// NIC is the VM's network card. Whoever starts the VM takes over its file.
-	NIC  vmm.NIC
-	cmd  *exec.Cmd
-	done chan struct{}
-	said words
-	err  error // how it ended; written before done is closed
+	NIC   vmm.NIC
+	cmd   *exec.Cmd
+	done  chan struct{}
+	begun *os.File // what passt writes to once it works
+	said  words
+	err   error // how it ended; written before done is closed
 }
 
 // words keeps the first bytes of what a process says.
@@ -191,8 +192,8 @@ func UserHost() (netip.Addr, error) {
 	return netip.MustParseAddrPort(conn.LocalAddr().String()).Addr(), nil
 }
 
-// StartUser starts user-mode networking in the network namespace of this process and returns once it works.
-func StartUser(ctx context.Context, o UserOptions) (*User, error) {
+// StartUser starts user-mode networking in the network namespace of this process. See Await.
+func StartUser(o UserOptions) (*User, error) {
 	binary := o.Binary
 	if binary == "" {
 		binary = "passt"
@@ -211,15 +212,15 @@ func StartUser(ctx context.Context, o UserOptions) (*User, error) {
 		ours.Close()
 		return nil, err
 	}
-	defer ready.Close()
 	if o.UID != 0 { // passt opens it again, as that user
 		if err := begun.Chown(int(o.UID), int(o.UID)); err != nil {
 			ours.Close()
 			begun.Close()
+			ready.Close()
 			return nil, err
 		}
 	}
-	u := &User{done: make(chan struct{}), cmd: exec.Command(path, userArgs(o)...)}
+	u := &User{done: make(chan struct{}), begun: ready, cmd: exec.Command(path, userArgs(o)...)}
 	u.cmd.Env, u.cmd.Dir, u.cmd.Stderr = []string{"LC_ALL=C"}, "/", &u.said
 	u.cmd.ExtraFiles = []*os.File{theirs, begun}
 	u.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
@@ -228,17 +229,14 @@ func StartUser(ctx context.Context, o UserOptions) (*User, error) {
 	begun.Close()
 	if err != nil {
 		ours.Close()
+		ready.Close()
 		return nil, fmt.Errorf("run %s: %w", path, err)
 	}
 	go func() {
 		defer close(u.done)
 		u.err = u.cmd.Wait()
 	}()
-	if err := u.await(ctx, ready); err != nil {
-		ours.Close()
-		return nil, errors.Join(fmt.Errorf("start user-mode networking: %w", err), u.Stop(context.WithoutCancel(ctx)))
-	}
-	u.describe(ours)
+	u.NIC = vmm.NIC{Name: "eth0", MAC: vmm.StreamMAC, MTU: vmm.StreamMTU, Stream: ours}
 	return u, nil
 }
 
@@ -274,8 +272,10 @@ func pair() (ours, theirs *os.File, err error) {
 	return os.NewFile(uintptr(fds[0]), "network"), os.NewFile(uintptr(fds[1]), "network"), nil
 }
 
-// await waits until passt has written its pid, which it does when all is set up.
-func (u *User) await(ctx context.Context, ready *os.File) error {
+// Await waits until passt has written its pid, which it does when all is set up. It is called once.
+func (u *User) Await(ctx context.Context) error {
+	ready := u.begun
+	defer ready.Close()
 	if err := ready.SetReadDeadline(time.Now().Add(userReady)); err != nil {
 		return err
 	}
@@ -292,11 +292,6 @@ func (u *User) await(ctx context.Context, ready *os.File) error {
 		return u.Err()
 	}
 	return nil
-}
-
-// describe fills in what the VM and its guest get.
-func (u *User) describe(socket *os.File) {
-	u.NIC = vmm.NIC{Name: "eth0", MAC: vmm.StreamMAC, MTU: vmm.StreamMTU, Stream: socket}
 }
 
 // UserGuest is what a guest on user-mode networking is told. Where the host has IPv6 it hears of an address and a gateway from

@@ -83,7 +83,7 @@ func (s *Sandbox) startOn(ctx context.Context, c *container, plan *ocispec.Plan,
 		continued.Machine, continued.From, continued.MemoryMiB = machinePCI, from, max(size.MemoryMiB, from.MemoryMiB)
 		a := newAttempt()
 		root, err := s.try(ctx, a, c, plan, r, continued)
-		if err == nil || ctx.Err() != nil || !a.ready {
+		if err == nil || ctx.Err() != nil || !a.ready || errors.Is(err, errUserNetwork) {
 			return root, err
 		}
 		s.log.Warn("the template failed, booting", "template", key, "error", err)
@@ -276,6 +276,9 @@ func (s *Sandbox) bring(ctx context.Context, a *attempt, c *container, plan *oci
 	s.vm = vm
 	s.mu.Unlock()
 	if err := c.recordVM(vm, spec); err != nil {
+		return nil, err
+	}
+	if err := s.awaitUser(ctx, a); err != nil {
 		return nil, err
 	}
 	if err := s.connect(ctx, a, vm, spec); err != nil {

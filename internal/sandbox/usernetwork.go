@@ -67,25 +67,36 @@ func (s *Sandbox) lendUserNetwork(ctx context.Context, a *attempt, c *container,
 	if plan.Network != ocispec.NetworkHost {
 		return nil
 	}
-	defer s.timing.begin(ctx, "start user-mode network")()
 	ports, err := s.userPorts(r)
 	if err != nil {
 		return err
 	}
-	user, err := network.StartUser(ctx, network.UserOptions{Ports: ports, UID: spec.UID})
+	user, err := network.StartUser(network.UserOptions{Ports: ports, UID: spec.UID})
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUserNetwork, err)
 	}
 	a.undo.Add(func() error { return bounded(user.Stop) })
 	spec.NICs = []vmm.NIC{user.NIC}
 	a.user = user
-	go s.watchUser(a, user)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if p, err := state.Of("passt", user.PID()); err == nil {
 		c.record.Helpers = append(c.record.Helpers, p)
 	}
 	return c.save()
+}
+
+// awaitUser waits until user-mode networking works, which begins beside the monitor.
+func (s *Sandbox) awaitUser(ctx context.Context, a *attempt) error {
+	if a.user == nil {
+		return nil
+	}
+	defer s.timing.begin(ctx, "await user-mode network")()
+	if err := a.user.Await(ctx); err != nil {
+		return fmt.Errorf("%w: %w", errUserNetwork, err)
+	}
+	go s.watchUser(a, a.user)
+	return nil
 }
 
 // watchUser ends the sandbox when its network dies under it.
