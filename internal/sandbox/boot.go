@@ -242,6 +242,7 @@ func (s *Sandbox) try(ctx context.Context, a *attempt, c *container, plan *ocisp
 	s.mu.Lock()
 	vm, client := s.vm, s.guest
 	s.undo.Add(made.Clean)
+	s.watched = true
 	s.mu.Unlock()
 	go s.watch(vm, client)
 	return root, nil

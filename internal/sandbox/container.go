@@ -95,7 +95,7 @@ func (c *container) expect(verb string, statuses ...state.Status) error {
 	}
 	text := fmt.Sprintf("cannot %s container %q that is %s", verb, c.id, c.record.Status)
 	if c.record.Status == state.Stopped {
-		text += ": container not running" // runc's words, which engines look for
+		return endedError(text)
 	}
 	return stateError(text)
 }

@@ -74,6 +74,9 @@ func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
 	} else {
 		err = s.join(ctx, r)
 	}
+	if err != nil {
+		s.awaitEnding(ctx, err)
+	}
 	s.mu.Lock()
 	if err != nil && first {
 		clear(s.containers) // what never was needs no exit, also where a teardown waits for us already
@@ -148,6 +151,22 @@ func (s *Sandbox) cause(err error) error {
 		return fmt.Errorf("create container: %s", s.reason)
 	}
 	return err
+}
+
+// awaitEnding waits for the teardown that follows when a guest has gone away while a container was made in it: its reason says
+// more than what broke.
+func (s *Sandbox) awaitEnding(ctx context.Context, err error) {
+	s.mu.Lock()
+	watched := s.watched
+	s.mu.Unlock()
+	var from *guestError
+	if !watched || !errors.As(err, &from) || !from.lost {
+		return
+	}
+	select {
+	case <-ctx.Done(): // which a teardown does to all that are made
+	case <-time.After(undoTimeout):
+	}
 }
 
 // create is Create up to the point where a failure is undone.
@@ -338,7 +357,7 @@ func (s *Sandbox) createInGuest(ctx context.Context, c *container, plan *ocispec
 	defer s.timing.begin(ctx, "create container")()
 	streams, names, err := openStreams(ctx, s.client(), r.Stdio)
 	if err != nil {
-		return err
+		return explain(err, "create container %q", r.ID)
 	}
 	c.init.streams = streams
 	request := &agentv1.CreateContainerRequest{Id: r.ID, Spec: data, Rootfs: root, Stdio: names, Start: r.Start, SeccompFilter: filter, Own: own}

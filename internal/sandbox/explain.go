@@ -15,6 +15,7 @@ import (
 type guestError struct {
 	message string
 	code    codes.Code
+	lost    bool // it is of the connection, which broke
 }
 
 // maxMessage bounds how much of a guest's words goes into an error, in bytes.
@@ -32,7 +33,7 @@ func explain(err error, format string, args ...any) error {
 		return nil
 	}
 	message, code := guest.Reason(err)
-	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), &guestError{message: printable(message), code: code})
+	return fmt.Errorf("%s: %w", fmt.Sprintf(format, args...), &guestError{message: printable(message), code: code, lost: lost(err)})
 }
 
 // explainProgram is explain for a call that runs a command, which the guest's runner does not always name.

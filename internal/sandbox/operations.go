@@ -3,8 +3,11 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
@@ -29,7 +32,7 @@ func (s *Sandbox) Start(ctx context.Context, id string) error {
 		ctx, cancel := bound(ctx)
 		defer cancel()
 		_, err := s.client().StartContainer(ctx, &agentv1.ContainerRequest{Id: id})
-		return explain(err, "start container %q", id)
+		return c.explain(err, "start container %q", id)
 	})
 }
 
@@ -51,6 +54,9 @@ func (c *container) change(verb string, from, to state.Status, call func() error
 	defer c.mu.Unlock()
 	if c.record.Status == state.Stopped && from == state.Created { // it was started, and has ended by now
 		return nil
+	}
+	if err := c.expect(verb, from); err != nil { // it has ended meanwhile
+		return err
 	}
 	return c.move(to)
 }
@@ -134,11 +140,11 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	streams, names, err := openStreams(ctx, s.client(), stdio)
 	if err != nil {
 		c.forget(p)
-		return 0, err
+		return 0, c.explain(err, "exec in container %q", id)
 	}
 	p.streams = streams
 	answer, err := s.client().Exec(ctx, &agentv1.ExecRequest{Container: id, Exec: exec, Process: data, Stdio: names})
-	if err != nil && !guest.Answered(err) && ctx.Err() == nil {
+	if lost(err) {
 		// It may have run when the guest went away: whoever waits for it is told why.
 		go s.lose(p, err)
 		c.followExec(p, nil)
@@ -147,6 +153,9 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 	if err != nil {
 		streams.close()
 		c.forget(p)
+		if c.ends(err, codes.FailedPrecondition) {
+			return 0, endedError(fmt.Sprintf("exec in container %q", id))
+		}
 		return 0, explainProgram(err, spec.Args, "exec in container %q", id)
 	}
 	c.followExec(p, stdio.Gone)
@@ -176,14 +185,15 @@ func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, pro
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
+	what := fmt.Sprintf("open a shell in the guest of %q", id)
 	streams, names, err := openStreams(ctx, client, stdio)
 	if err != nil {
-		return err
+		return c.explain(err, "%s", what)
 	}
 	token, conn, err := client.Stream(ctx)
 	if err != nil {
 		streams.close()
-		return err
+		return c.explain(err, "%s", what)
 	}
 	go func() {
 		defer conn.Close()
@@ -201,7 +211,7 @@ func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, pro
 		s.mu.Lock()
 		delete(s.shells, exec)
 		s.mu.Unlock()
-		return explain(err, "open a shell in the guest of %q", id)
+		return c.explain(err, "%s", what)
 	}
 	c.mu.Lock()
 	c.execs[exec] = p // so that Wait and Resize find it as any other process
@@ -268,12 +278,16 @@ func (s *Sandbox) Signal(ctx context.Context, id, exec string, signal uint32, al
 	ctx, cancel := bound(ctx)
 	defer cancel()
 	_, err = s.client().Signal(ctx, &agentv1.SignalRequest{Container: id, Exec: exec, Signal: signal, All: all})
-	return explain(err, "signal container %q", id)
+	gone := err != nil && broke(err)
+	if err = c.explain(err, "signal container %q", id); gone && errors.Is(err, ErrEnded) {
+		return nil // whatever the signal was for, nothing is left that could get it
+	}
+	return err
 }
 
 // Resize sets the window size of a process' terminal.
 func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uint32) error {
-	_, client, err := s.reach(id)
+	c, client, err := s.reach(id)
 	if err != nil {
 		return err
 	}
@@ -287,7 +301,7 @@ func (s *Sandbox) Resize(ctx context.Context, id, exec string, rows, columns uin
 	ctx, cancel := bound(ctx)
 	defer cancel()
 	_, err = client.Resize(ctx, request)
-	return explain(err, "resize the terminal of container %q", id)
+	return c.explain(err, "resize the terminal of container %q", id)
 }
 
 // Pause freezes every process of a container.
@@ -314,7 +328,7 @@ func (s *Sandbox) freeze(ctx context.Context, id, verb string, from, to state.St
 		} else {
 			_, err = s.client().Resume(ctx, request)
 		}
-		return explain(err, "%s container %q", verb, id)
+		return c.explain(err, "%s container %q", verb, id)
 	})
 }
 
@@ -337,7 +351,7 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxRe
 	ctx, cancel := bound(ctx)
 	defer cancel()
 	if _, err = s.client().Update(ctx, &agentv1.UpdateRequest{Id: id, Resources: data}); err != nil {
-		return explain(err, "update container %q", id)
+		return c.explain(err, "update container %q", id)
 	}
 	s.mu.Lock()
 	whole := s.pod.first == c && !ocispec.IsSandbox(s.pod.plan.Spec)
@@ -350,26 +364,26 @@ func (s *Sandbox) Update(ctx context.Context, id string, resources specs.LinuxRe
 
 // Stats returns what the guest's cgroup of the container says.
 func (s *Sandbox) Stats(ctx context.Context, id string) (*agentv1.StatsResponse, error) {
-	_, client, err := s.reach(id)
+	c, client, err := s.reach(id)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
 	answer, err := client.Stats(ctx, &agentv1.ContainerRequest{Id: id})
-	return answer, explain(err, "read statistics of container %q", id)
+	return answer, c.explain(err, "read statistics of container %q", id)
 }
 
 // Processes returns the processes of the container, by their ids in the guest.
 func (s *Sandbox) Processes(ctx context.Context, id string) (*agentv1.ProcessesResponse, error) {
-	_, client, err := s.reach(id)
+	c, client, err := s.reach(id)
 	if err != nil {
 		return nil, err
 	}
 	ctx, cancel := bound(ctx)
 	defer cancel()
 	answer, err := client.Processes(ctx, &agentv1.ContainerRequest{Id: id})
-	return answer, explain(err, "list processes of container %q", id)
+	return answer, c.explain(err, "list processes of container %q", id)
 }
 
 // Events returns a channel of the container's events; cancel ends it. Of OOM there is one a second at most.

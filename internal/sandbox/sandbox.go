@@ -87,6 +87,7 @@ type Sandbox struct {
 	undo       cleanup.Stack       // all host resources, in the order they were made
 	ending     bool                // teardown has begun
 	reason     string              // why, valid with ending
+	watched    bool                // the VM's end is noticed
 	shared     bool                // the guest writes to files of the host
 	remove     bool                // nothing is to be left, see Remove
 	cgroup     *hostcgroup.Group   // what this process has joined; nil: nothing

@@ -227,8 +227,7 @@ func (s *service) Kill(ctx context.Context, r *task.KillRequest) (*emptypb.Empty
 		}
 		return &emptypb.Empty{}, nil
 	}
-	if record, stateErr := box.State(c.name); p.stopped() || errors.Is(err, sandbox.ErrNotFound) ||
-		stateErr == nil && errors.Is(err, sandbox.ErrState) && !record.ExitedAt.IsZero() {
+	if p.stopped() || errors.Is(err, sandbox.ErrNotFound) || errors.Is(err, sandbox.ErrEnded) {
 		return nil, gone
 	}
 	return nil, err
@@ -301,6 +300,9 @@ func (s *service) Pids(ctx context.Context, r *task.PidsRequest) (*task.PidsResp
 		return &task.PidsResponse{}, nil
 	}
 	list, err := box.Processes(ctx, c.name)
+	if errors.Is(err, sandbox.ErrEnded) {
+		return &task.PidsResponse{}, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -363,7 +365,10 @@ func (s *service) ResizePty(ctx context.Context, r *task.ResizePtyRequest) (*emp
 	if waits || p.stopped() {
 		return &emptypb.Empty{}, nil
 	}
-	return &emptypb.Empty{}, box.Resize(ctx, c.name, p.id, r.Height, r.Width)
+	if err := box.Resize(ctx, c.name, p.id, r.Height, r.Width); err != nil && !errors.Is(err, sandbox.ErrEnded) {
+		return nil, err
+	}
+	return &emptypb.Empty{}, nil
 }
 
 // CloseIO implements the Task API.
@@ -405,6 +410,9 @@ func (s *service) Stats(ctx context.Context, r *task.StatsRequest) (*task.StatsR
 		return nil, status.Errorf(codes.NotFound, "container %q has stopped", r.ID)
 	}
 	data, err := statistics(ctx, box, c.name)
+	if errors.Is(err, sandbox.ErrEnded) {
+		return nil, status.Errorf(codes.NotFound, "container %q has stopped", r.ID)
+	}
 	return &task.StatsResponse{Stats: data}, err
 }
 

@@ -41,7 +41,7 @@ func TestBuild(t *testing.T) {
 	if err := s.Verify(key); err != nil {
 		t.Error(err)
 	}
-	if want, err := Key(d, o.Spec, false); err != nil || key != want {
+	if want, err := Key(d, o.Spec, vmm.NoCard); err != nil || key != want {
 		t.Errorf("built %s, Key says %s, %v", key, want, err)
 	}
 	if again, err := s.Build(bound(t, time.Minute), o); err != nil || again != key || d.started.Load() != 1 {
@@ -74,7 +74,7 @@ func TestBuildCard(t *testing.T) {
 		t.Fatal(err)
 	}
 	queues := 0
-	o.Card = func(n int) (taps, _ []*os.File, err error) { queues = n; return []*os.File{tap}, nil, nil }
+	o.Card = &Card{Kind: vmm.TapCard, Open: func(n int) (vmm.NIC, error) { queues = n; return vmm.NIC{Taps: []*os.File{tap}}, nil }}
 	card, err := s.Build(bound(t, time.Minute), o)
 	if err != nil {
 		t.Fatal(err)
@@ -85,12 +85,25 @@ func TestBuildCard(t *testing.T) {
 	if d.spec.NICs[0].Taps[0] != tap || queues != 1 {
 		t.Errorf("the VM had %v, of %d queues", d.spec.NICs, queues)
 	}
-	for key, want := range map[string]bool{plain: false, card: true} {
+	socket, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole := &agentv1.SetNetworkRequest{Interfaces: []*agentv1.Interface{{Index: 1, Name: "lo"}}}
+	o.Card = &Card{Kind: vmm.StreamCard, Network: whole, Open: func(int) (vmm.NIC, error) { return vmm.NIC{Stream: socket}, nil }}
+	stream, err := s.Build(bound(t, time.Minute), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(told.GetInterfaces()) != 1 || d.spec.NICs[0].Stream != socket || len(d.spec.NICs[0].Taps) != 0 {
+		t.Errorf("the guest was told %v, the VM had %v", told, d.spec.NICs)
+	}
+	for key, want := range map[string]vmm.Card{plain: vmm.NoCard, card: vmm.TapCard, stream: vmm.StreamCard} {
 		if from, err := s.Find(key); err != nil || from.Card != want {
-			t.Errorf("Find(%s): %+v, %v, want a card: %v", key, from, err, want)
+			t.Errorf("Find(%s): %+v, %v, want the card %q", key, from, err, want)
 		}
 	}
-	o.Card = func(int) (taps, vhosts []*os.File, err error) { return nil, nil, os.ErrPermission }
+	o.Card = &Card{Kind: vmm.TapCard, Open: func(int) (vmm.NIC, error) { return vmm.NIC{}, os.ErrPermission }}
 	o.Spec.VCPUs = 2
 	if _, err := s.Build(bound(t, time.Minute), o); !errors.Is(err, os.ErrPermission) {
 		t.Errorf("Build without the right to make a tap: %v", err)
@@ -122,7 +135,7 @@ func TestBuildFails(t *testing.T) {
 			vmmtest.CheckLeaks(t)
 			s := Open(filepath.Join(t.TempDir(), "templates"))
 			o := options(t, c.driver)
-			key, err := Key(c.driver, o.Spec, false)
+			key, err := Key(c.driver, o.Spec, vmm.NoCard)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +168,7 @@ func TestWanted(t *testing.T) {
 	if err == nil {
 		t.Fatal("built")
 	}
-	key, _ := d.SnapshotKey(Spec(o.Spec, false))
+	key, _ := d.SnapshotKey(Spec(o.Spec, vmm.NoCard))
 	old := time.Now().Add(-retryAfter - time.Minute)
 	if err := os.Chtimes(s.path(key+failedSuffix), old, old); err != nil {
 		t.Fatal(err)
@@ -227,7 +240,7 @@ func TestBusy(t *testing.T) {
 	if _, err := s.Build(bound(t, 100*time.Millisecond), o); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Build that waits and gives up: %v", err)
 	}
-	if key, _ := d.SnapshotKey(Spec(o.Spec, false)); !s.Wanted(key) {
+	if key, _ := d.SnapshotKey(Spec(o.Spec, vmm.NoCard)); !s.Wanted(key) {
 		t.Error("who waits in vain notes a failure of the build")
 	}
 	all.Go(func() {

@@ -60,7 +60,11 @@ func (d *fakeDriver) SnapshotKey(s vmm.Spec) (string, error) {
 	if d.key != nil {
 		return d.key(s)
 	}
-	return fmt.Sprintf("%01x%027x%04x", len(s.NICs), s.VCPUs, s.MemoryMiB), nil
+	kind := len(s.NICs)
+	if kind > 0 && s.NICs[0].Stream != nil {
+		kind = 2
+	}
+	return fmt.Sprintf("%01x%027x%04x", kind, s.VCPUs, s.MemoryMiB), nil
 }
 
 func (d *fakeDriver) Start(ctx context.Context, s vmm.Spec) (vmm.VM, error) {

@@ -28,7 +28,7 @@ func TestCheckTakesAValidSpec(t *testing.T) {
 }
 
 func savedWithCard(s *Spec) *Snapshot {
-	return &Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: s.MemoryMiB, Card: true}
+	return &Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: s.MemoryMiB, Card: TapCard}
 }
 
 func TestCheckTakesASavedCard(t *testing.T) {

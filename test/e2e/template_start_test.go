@@ -43,7 +43,7 @@ type listedTemplate struct {
 	Key       string    `json:"key"`
 	MemoryMiB int       `json:"memory_mib"`
 	VCPUs     int       `json:"vcpus"`
-	Card      bool      `json:"card"`
+	Card      string    `json:"card"`
 	Created   time.Time `json:"created"`
 }
 
@@ -170,7 +170,7 @@ func TestTemplateMissingSize(t *testing.T) {
 // there is no other. One without a network does not start from one with a card.
 func TestTemplateCard(t *testing.T) {
 	elsewhere(t, ready)
-	husk(t, "template", "build", "--card", "some").fails(1, "must be yes, no or both")
+	husk(t, "template", "build", "--card", "some").fails(1, "must be no, tap, user or all")
 	bridge := newSpace(t, "ip link add br0 type bridge", "ip link set br0 up")
 	with := newSpace(t, fmt.Sprintf("ip link add eth0 address 02:00:00:00:00:07 type veth peer name p0 netns %d", bridge.pid),
 		"ip link set eth0 up", "ip addr add 10.7.0.2/24 dev eth0")
@@ -178,10 +178,10 @@ func TestTemplateCard(t *testing.T) {
 	spaces := map[string]*space{"network": with, "none": nil, "empty": newSpace(t)}
 	for card, want := range map[string]map[string]string{
 		"no":  {"network": "template", "none": "template", "empty": "template"},
-		"yes": {"network": "template", "none": "boot", "empty": "boot"},
+		"tap": {"network": "template", "none": "boot", "empty": "boot"},
 	} {
 		key := build(t, "--card", card)
-		if list := templates(t); len(list) != 1 || list[0].Key != key || list[0].Card != (card == "yes") {
+		if list := templates(t); len(list) != 1 || list[0].Key != key || (list[0].Card == "tap") != (card == "tap") {
 			t.Errorf("templates with --card %s: %+v", card, list)
 		}
 		for network, start := range want {
@@ -208,8 +208,8 @@ func TestTemplateCard(t *testing.T) {
 		}
 		husk(t, "template", "rm", key).ok()
 	}
-	if keys := strings.Fields(husk(t, "template", "build").ok()); len(keys) != 2 || keys[0] == keys[1] {
-		t.Errorf("build of both printed %q", keys)
+	if keys := strings.Fields(husk(t, "template", "build").ok()); len(keys) != 3 || keys[0] == keys[1] || keys[1] == keys[2] || keys[0] == keys[2] {
+		t.Errorf("build of all printed %q", keys)
 	}
 }
 

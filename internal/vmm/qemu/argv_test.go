@@ -146,7 +146,7 @@ func TestArgvOfSnapshots(t *testing.T) {
 		}},
 		{"q35-continued-cards", func() (vmm.Spec, facts) { // the first is where the saved one was, the other is found
 			s, f := spec(q35), tcg()
-			s.From = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256, Card: true}
+			s.From = &vmm.Snapshot{Memory: "/t/memory", State: "/t/state", MemoryMiB: 256, Card: vmm.TapCard}
 			s.NICs = append(savedCard(1), vmm.NIC{Name: "net1", MAC: net.HardwareAddr{2, 0, 0, 0, 0, 2}, MTU: 1500})
 			s.NICs[0].Reset = net.HardwareAddr{2, 0, 0, 0, 0, 1}
 			f.nics = []nicFact{{taps: []int{8}}, {taps: []int{9}}}

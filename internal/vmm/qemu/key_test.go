@@ -100,8 +100,11 @@ func TestSnapshotKeyDiffers(t *testing.T) {
 		"memory":         set(func(s *vmm.Spec) { s.MemoryMiB = 512 }),
 		"processors":     set(func(s *vmm.Spec) { s.VCPUs = 2 }),
 		"a card":         set(func(s *vmm.Spec) { s.NICs = savedCard(1) }),
-		"its queues":     set(func(s *vmm.Spec) { s.NICs = savedCard(2) }),
-		"command line":   set(func(s *vmm.Spec) { s.Cmdline = "loud" }),
+		"a socket's card": set(func(s *vmm.Spec) {
+			s.NICs = []vmm.NIC{{Name: "eth0", MAC: vmm.StreamMAC, MTU: vmm.StreamMTU, Stream: new(os.File)}}
+		}),
+		"its queues":   set(func(s *vmm.Spec) { s.NICs = savedCard(2) }),
+		"command line": set(func(s *vmm.Spec) { s.Cmdline = "loud" }),
 	} {
 		d, s, dir := keyed(t)
 		before := key(t, d, s)
