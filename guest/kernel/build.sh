@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds husk's guest kernel from the distribution's kernel source package.
+# Builds husk's guest kernel from Debian's source package of a kernel that is maintained for years, see source.sh.
 #   build.sh --key ARCH      prints everything that the result depends on
 #   build.sh --check ARCH    only configures, and fails where Kconfig refuses an option of ours
 #   build.sh ARCH OUTDIR     ARCH: x86_64 or arm64
@@ -32,15 +32,8 @@ if ! command -v "${cross}gcc" >/dev/null; then
 	exit 1
 fi
 
-# The configuration is tested with 6.1; another version is taken where that is not to be had.
-tarball=/usr/src/linux-source-6.1.tar.xz
-[ -f "$tarball" ] || tarball=$(find /usr/src -maxdepth 1 -name 'linux-source-6.*.tar.xz' | sort -V | tail -n 1)
-if [ -z "$tarball" ]; then
-	echo "build.sh: no kernel source in /usr/src: apt-get install linux-source-6.1" >&2
-	exit 1
-fi
-package=$(dpkg-query -S "$tarball" | cut -d: -f1)
-version=$(dpkg-query -W -f '${Version}' "$package")
+found=$("$here/source.sh")
+read -r package version tarball <<<"$found"
 
 if [ "$mode" = key ]; then
 	echo "$package $version $arch"
