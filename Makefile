@@ -33,9 +33,7 @@ help: ## list the targets
 
 .PHONY: quickstart
 quickstart: ## from nothing to a container in a VM of its own: set up, build, run a demonstration
-	@$(MAKE) setup
-	@$(MAKE) build image demo
-	@scripts/quickstart.sh
+	@KERNEL='$(if $(filter file,$(origin KERNEL)),,$(KERNEL))' scripts/quickstart.sh
 
 .PHONY: setup
 setup: ## install what is missing to build, run and test husk (Debian packages and Go)
@@ -77,7 +75,7 @@ demo: build ## make the image husk-demo (busybox) in husk's image store
 	@build/bin/husk import --cmd /bin/sh build/demo husk-demo >/dev/null
 
 .PHONY: test
-test: build image demo ## run every check and every test, those that boot VMs too
+test: build image demo ## run every check and every test, and the core of the end-to-end tests with both kernels
 	@scripts/test.sh all
 
 # Suites that others have written, and long runs of our own. Each is a script, which says what it needs.

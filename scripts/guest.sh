@@ -72,6 +72,16 @@ describe() {
 	JSON
 }
 
+# exchange DIR OUTDIR lets both change their names in one step (renameat2, RENAME_EXCHANGE), so that whoever starts a container
+# meanwhile finds one of them. Perl is in every Debian and has the call by its number.
+exchange() {
+	local number=316
+	[ "$(uname -m)" = x86_64 ] || number=276
+	[ -d "$2" ] && perl -e 'exit(syscall($ARGV[0] + 0, -100, $ARGV[1], -100, $ARGV[2], 2) == 0 ? 0 : 1)' "$number" "$1" "$2" && return
+	rm -rf "$2"
+	mv -T "$1" "$2"
+}
+
 # fill OUTDIR AGENT replaces OUTDIR in one step, so that nobody sees a kernel beside another's image.
 fill() {
 	local out=$1 agent=$2 kernel image crun file boot=
@@ -89,12 +99,10 @@ fill() {
 	[ ! -f "$crun/seccomp-filter" ] || cp "$crun/seccomp-filter" "$out.partial/"
 	describe "$kernel" "$boot" "$out.partial"
 	# The same files stay in place, for whoever reads them now.
-	if diff -rq "$out.partial" "$out" >/dev/null 2>&1; then
-		rm -rf "$out.partial"
-	else
-		rm -rf "$out"
-		mv -T "$out.partial" "$out"
+	if ! diff -rq "$out.partial" "$out" >/dev/null 2>&1; then
+		exchange "$out.partial" "$out"
 	fi
+	rm -rf "$out.partial"
 	say "kernel $(cat "$kernel/VERSION"), image of $(($(stat -c %s "$out/initrd.img") / 1024)) KiB in $out"
 }
 

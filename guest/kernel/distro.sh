@@ -28,9 +28,13 @@ if [ "$debarch" != "$(dpkg --print-architecture)" ]; then
 	exit 1
 fi
 
+# Ubuntu's kernel for virtual machines has another name, and its modules are a package of their own.
+meta=linux-image-cloud-$debarch
+! grep -Eqs '^ID(_LIKE)?=.*ubuntu' "${OS_RELEASE:-/etc/os-release}" || meta=linux-image-virtual
+
 # kernel_package prints the package that the metapackage stands for today.
 kernel_package() {
-	apt-cache depends "linux-image-cloud-$debarch" 2>/dev/null | awk '$1 == "Depends:" { print $2; exit }'
+	apt-cache depends "$meta" 2>/dev/null | awk '$1 == "Depends:" && $2 ~ /^linux-image-[0-9]/ { print $2; exit }'
 }
 
 package=$(kernel_package)
@@ -39,7 +43,7 @@ if [ -z "$package" ]; then
 	package=$(kernel_package)
 fi
 if [ -z "$package" ]; then
-	echo "distro.sh: no package linux-image-cloud-$debarch" >&2
+	echo "distro.sh: no package $meta" >&2
 	exit 1
 fi
 version=$(apt-cache show --no-all-versions "$package" | sed -n 's/^Version: //p')
@@ -54,8 +58,13 @@ out=${2:?distro.sh: name a directory to fill}
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/husk-distro.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 echo "guest kernel: fetching $package $version" >&2
-(cd "$work" && apt-get download -q -o APT::Sandbox::User= "$package=$version") >&2
-dpkg-deb -x "$work/$package"_*.deb "$work/root"
+names=("$package=$version")
+modules=${package/-image-/-modules-}
+[ "$meta" != linux-image-virtual ] || names+=("$modules=$version")
+(cd "$work" && apt-get download -q -o APT::Sandbox::User= "${names[@]}") >&2
+for file in "$work"/*.deb; do
+	dpkg-deb -x "$file" "$work/root"
+done
 release=$(basename "$(find "$work/root/boot" -name 'vmlinuz-*')" | sed 's/^vmlinuz-//')
 # Packages have /lib or /usr/lib.
 [ -d "$work/root/lib/modules" ] || ln -s usr/lib "$work/root/lib"
