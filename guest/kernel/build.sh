@@ -75,7 +75,7 @@ fi
 out=${2:?build.sh: name a directory to fill}
 # About this many object files make the kernel; only the progress line depends on it. A terminal sees
 # every percent on one line, a log every tenth.
-expected=1710 step=10 before='' after='\n'
+expected=1930 step=10 before='' after='\n'
 if [ -t 2 ]; then step=1 before='\r' after=''; fi
 echo "guest kernel: compiling for $arch (some minutes)" >&2
 kmake -j"$(nproc)" "$target" vmlinux 2>"$work/err" | tee -a "$work/log" |

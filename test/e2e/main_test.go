@@ -72,6 +72,9 @@ func prepare(dir string) (err error) {
 	if virtiofsd := testenv.Virtiofsd(); virtiofsd != "" {
 		config += fmt.Sprintf("virtiofsd = %q\n", virtiofsd)
 	}
+	if guest := os.Getenv("HUSK_TEST_GUEST"); guest != "" { // make test runs some with the distribution's kernel too
+		config += fmt.Sprintf("guest_dir = %q\n", guest)
+	}
 	if err := os.WriteFile(env.config, []byte(config), 0o600); err != nil {
 		return err
 	}
