@@ -18,6 +18,7 @@ export KERNEL ARCH
 GO = $(shell scripts/go.sh --path)
 export CGO_ENABLED = 0
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT ?= $(shell git describe --always --abbrev=40 --match '' --dirty 2>/dev/null)
 LDFLAGS := -s -w -buildid=
 
 PROGRAMS := $(filter-out husk-agent,$(notdir $(wildcard cmd/*)))
@@ -42,7 +43,7 @@ setup: ## install what is missing to build, run and test husk (Debian packages a
 .PHONY: build
 build: ## build husk's programs into build/bin
 	@for p in $(PROGRAMS); do \
-		$(GO) build -trimpath -ldflags "$(LDFLAGS) -X main.version=$(VERSION)" -o "build/bin/$$p" "./cmd/$$p"; \
+		$(GO) build -trimpath -ldflags "$(LDFLAGS) -X main.version=$(VERSION) -X husk.dev/husk/internal/cli.commit=$(COMMIT)" -o "build/bin/$$p" "./cmd/$$p"; \
 	done
 	@ln -sf husk build/bin/$(SHIM)
 
@@ -50,7 +51,7 @@ build: ## build husk's programs into build/bin
 # commit that leaves the agent alone leaves the image, and VMs saved from it, alone.
 .PHONY: agent
 agent: ## build the guest agent, a static binary
-	@$(GO) build -trimpath -ldflags "$(LDFLAGS)" -o $(AGENT) ./cmd/husk-agent
+	@$(GO) build -trimpath -buildvcs=false -ldflags "$(LDFLAGS)" -o $(AGENT) ./cmd/husk-agent
 
 .PHONY: man
 man: ## write the manual pages and shell completions to build/share

@@ -50,13 +50,21 @@ image_dir() {
 	cached "image-$arch" "$key" "$builder" "$2" "$crun" "$1"
 }
 
-# describe KERNELDIR KERNELFILE OUTDIR writes guest.json, which the husk binary reads.
+# crun_version CRUNDIR prints the version of the crun that goes into the image.
+crun_version() {
+	local crun=/usr/bin/crun
+	[ -z "$1" ] || crun=$1/crun
+	"$crun" --version | sed -n '1s/^crun version //p'
+}
+
+# describe KERNELDIR KERNELFILE OUTDIR AGENT CRUNDIR writes guest.json, which the husk binary reads.
 describe() {
-	local key compiler='' no_acpi=false
+	local key crun compiler='' no_acpi=false
 	# See guest/kernel/additions.sh: without its timer's frequency a kernel without ACPI may wait for ever.
 	[ "$kind" != husk ] || ! grep -qa lapic_timer_khz "$3/$2" || no_acpi=true
 	[ ! -f "$3/seccomp-filter" ] || compiler=seccomp-filter
 	key=$(cat "$3/$2" "$3/initrd.img" | hash_of)
+	crun=$(crun_version "$5")
 	cat >"$3/guest.json" <<-JSON
 		{
 		  "arch": "$arch",
@@ -65,6 +73,8 @@ describe() {
 		  "kernel_version": "$(cat "$1/VERSION")",
 		  "kernel_source": "$(cat "$1/SOURCE")",
 		  "initrd": "initrd.img",
+		  "agent": "$(hash_of <"$4")",
+		  "crun": "$crun",
 		  "filter_compiler": "$compiler",
 		  "no_acpi": $no_acpi,
 		  "key": "$key"
@@ -97,7 +107,7 @@ fill() {
 	done
 	cp "$kernel/SOURCE" "$image/initrd.img" "$image/MANIFEST" "$out.partial/"
 	[ ! -f "$crun/seccomp-filter" ] || cp "$crun/seccomp-filter" "$out.partial/"
-	describe "$kernel" "$boot" "$out.partial"
+	describe "$kernel" "$boot" "$out.partial" "$agent" "$crun"
 	# The same files stay in place, for whoever reads them now.
 	if ! diff -rq "$out.partial" "$out" >/dev/null 2>&1; then
 		exchange "$out.partial" "$out"

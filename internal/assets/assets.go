@@ -26,6 +26,10 @@ type Guest struct {
 	Initrd        string `json:"initrd"`         // file name, made absolute by Find
 	NoACPI        bool   `json:"no_acpi"`        // the kernel needs no ACPI to find its processors and devices
 	Key           string `json:"key"`            // hash of what both were built from
+	// Agent and Crun tell what the image holds: the agent by a hash of its program, which carries no version, and
+	// crun by its version. Empty where who built it did not say.
+	Agent string `json:"agent"`
+	Crun  string `json:"crun"`
 	// FilterCompiler is the program that internal/seccomp runs; empty where none could be built. A file
 	// name, made absolute by Find.
 	FilterCompiler string `json:"filter_compiler"`
@@ -52,7 +56,7 @@ func Find(dir string) (Guest, error) {
 	g := Guest{Dir: dir}
 	data, err := os.ReadFile(filepath.Join(dir, "guest.json"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return g, fmt.Errorf("guest kernel and image not found in %s: build them with 'make kernel image', or set guest_dir", dir)
+		return g, fmt.Errorf("guest kernel and image not found in %s: install the package husk-guest, build them with 'make image', or set guest_dir", dir)
 	}
 	if err != nil {
 		return g, fmt.Errorf("find guest kernel and image: %w", err)

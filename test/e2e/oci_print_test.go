@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -231,10 +232,39 @@ func TestVersion(t *testing.T) {
 	if out := husk(t, "--version").ok(); !regexp.MustCompile(`^husk (version )?\S+\n`).MatchString(out) {
 		t.Errorf("--version printed %q", out)
 	}
-	var v map[string]string
+	var v map[string]any
 	parse(t, husk(t, "version", "--json").ok(), &v)
-	if !strings.HasPrefix(v["guest_kernel"], "6.") || v["oci_spec"] == "" {
-		t.Errorf("version --json printed %v", v)
+	for key, pattern := range map[string]string{
+		"husk": `.`, "oci_spec": `^1\.`, "go": `^go1\.`, "agent_protocol": `^1$`, "commit": `^[0-9a-f]{40}(-dirty)?$`,
+		"guest_kind": `^(husk|distro)$`, "guest_kernel": `^6\.`, "guest_kernel_source": `GPL-2\.0-only`,
+		"guest_agent": `^[0-9a-f]{16}$`, "guest_crun": `^[0-9]+\.[0-9]+`,
+		"monitor": `^qemu$`, "monitor_version": `^[0-9]+\.`, "monitor_path": `^/`,
+		"file_service": `^(C|Rust)$`, "file_service_version": `^[0-9]+\.`, "file_service_path": `^/`,
+	} {
+		if got := fmt.Sprint(v[key]); !regexp.MustCompile(pattern).MatchString(got) {
+			t.Errorf("version --json says %q of %s, want %s", got, key, pattern)
+		}
+		if text := husk(t, "version").ok(); key != "agent_protocol" && !strings.Contains(text, fmt.Sprint(v[key])) {
+			t.Errorf("version does not say %s, %v:\n%s", key, v[key], text)
+		}
+	}
+}
+
+// TestVersionOfParts checks that version names what is missing, and does not fail for it.
+func TestVersionOfParts(t *testing.T) {
+	begin(t)
+	file := filepath.Join(t.TempDir(), "config.toml")
+	text := "guest_dir = \"/no/guest\"\nqemu = \"/no/qemu\"\nvirtiofsd = \"/no/virtiofsd\"\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := husk(t, "version")
+	c.flag = []string{"--config", file}
+	out := c.ok()
+	for _, want := range []string{"guest: .*none .*/no/guest", "monitor: .*none", "file service: none .*/no/virtiofsd"} {
+		if !regexp.MustCompile(want).MatchString(out) {
+			t.Errorf("version does not say %q:\n%s", want, out)
+		}
 	}
 }
 
