@@ -109,6 +109,12 @@ install: ## install what was built below PREFIX (/usr/local)
 	install -d "$(DESTDIR)$(PREFIX)/share"
 	cp -r build/share/. "$(DESTDIR)$(PREFIX)/share/"
 
+# The source of programs under the GPL that whoever passes the result on owes is named in husk-guest's SOURCE.
+DIST ?= build/dist
+.PHONY: dist
+dist: build image ## make what a release has in build/dist: a tarball, Debian packages, checksums
+	@VERSION="$(VERSION)" COMMIT="$(COMMIT)" scripts/dist.sh "$(DIST)"
+
 .PHONY: clean
 clean: ## remove build/ (the cache stays)
 	rm -rf build
