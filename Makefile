@@ -115,6 +115,10 @@ DIST ?= build/dist
 dist: build image ## make what a release has in build/dist: a tarball, Debian packages, checksums
 	@VERSION="$(VERSION)" COMMIT="$(COMMIT)" scripts/dist.sh "$(DIST)"
 
+.PHONY: recording
+recording: build image demo ## record what README.md shows: docs/recording.svg, from docs/recording.session
+	@scripts/recording.sh docs/recording.svg
+
 .PHONY: clean
 clean: ## remove build/ (the cache stays)
 	rm -rf build

@@ -173,6 +173,10 @@ var layers = []layer{
 		"the manual is made from the commands",
 	},
 	{
+		[]string{"internal/recording"}, []string{"internal/sys"},
+		"films whatever runs in a terminal, and knows none of it",
+	},
+	{
 		[]string{"cmd/husk"}, []string{"internal/cli", "internal/vmm/all"},
 		"a binary is its front end and the list of drivers",
 	},
