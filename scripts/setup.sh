@@ -49,7 +49,7 @@ packages_of() {
 	kernel) echo make gcc libc6-dev xz-utils lz4 flex bison bc libelf-dev libssl-dev ;;
 	test)
 		echo git gcc libc6-dev runc shellcheck protobuf-compiler ca-certificates podman catatonit iptables uidmap containerd \
-			containernetworking-plugins docker.io nftables slirp4netns systemd dbus
+			containernetworking-plugins docker.io nftables slirp4netns systemd dbus patchelf
 		since 12 22.10 && echo netavark
 		;;
 	*) echo "setup.sh: no group $1: there are run, build, kernel and test" >&2 && return 2 ;;
