@@ -78,7 +78,11 @@ func (a *App) exec(ctx context.Context, id string, args []string, o *execOptions
 		return err
 	}
 	if status := record.Effective(); status != state.Running && status != state.Created {
-		return fmt.Errorf("cannot exec in container %q that is %s", id, status)
+		err = fmt.Errorf("cannot exec in container %q that is %s", id, status)
+		if status == state.Stopped {
+			err = fmt.Errorf("%w: container not running", err)
+		}
+		return err
 	}
 	process, err := a.execProcess(dir, args, o)
 	if err != nil {

@@ -47,10 +47,10 @@ func TestNetworkUser(t *testing.T) {
 	begun(t, m.command(probe, "serve", "9")).prints("serving\n") // on all of the machine's addresses
 	remove(t, "user")
 	c := m.husk(env.config, "run", "--name", "user", "--network", "user", "-p", "8080:80", "-p", "127.0.0.1:8081:80", "-p", "5000:80/udp",
-		"-v", probe+":/probe:ro", demo, "sh", "-ec", `cat /etc/resolv.conf; /probe tcp 10.90.0.1:7 2000000; /probe udp 10.90.0.1:7 1000
+		"-v", probe+":/probe:ro", demo, "sh", "-ec", `/probe tcp 10.90.0.1:7 2000000; /probe udp 10.90.0.1:7 1000
 		for a in 10.0.2.2 127.0.0.1 10.0.2.15; do ! timeout 3 /probe tcp $a:9 1 || echo reached $a; done; exec /probe serve 80`)
 	c.prints("serving\n")
-	for _, want := range []string{"nameserver 10.0.2.3\n", "same tcp 2000000\n", "same udp 1000\n"} {
+	for _, want := range []string{"same tcp 2000000\n", "same udp 1000\n"} {
 		c.prints(want)
 	}
 	if out := c.stdout.String(); strings.Contains(out, "reached") {
@@ -133,7 +133,7 @@ func TestNetworkUserFlags(t *testing.T) {
 		args []string
 		says string
 	}{
-		{[]string{"-p", "80:80"}, "--network user"},
+		{[]string{"--network", "none", "-p", "80:80"}, "--network user"},
 		{[]string{"--network", "user", "-p", "80"}, "must be [ADDRESS:]HOST:GUEST"},
 		{[]string{"--network", "user", "-p", "0:80"}, "must be [ADDRESS:]HOST:GUEST"},
 		{[]string{"--network", "user", "-p", "80:80/sctp"}, "must be [ADDRESS:]HOST:GUEST"},
