@@ -14,7 +14,7 @@ import (
 
 // seenWithin bounds how long a container may be taken for running after something that it needs has died.
 // It is an order of magnitude, not a promise of speed: on a busy emulated machine a tenth of it is usual.
-const seenWithin = 10 * time.Second
+const seenWithin = time.Minute
 
 // root is a kind of root that a container can have, and run's arguments for it.
 type root struct {
