@@ -11,7 +11,6 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
-	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/image"
 	"husk.dev/husk/internal/ocispec"
 )
@@ -115,6 +114,10 @@ func (b *builder) fromImage(ctx context.Context, c *creation, spec *specs.Spec, 
 	b.merge(spec, process)
 	spec.Root.Path = "rootfs" // unused: the root is made of the image's layers
 	c.record.Image = args[0]
+	c.made.ImageID, c.made.Layers = img.ID, img.Layers
+	if c.made.StopSignal == "" {
+		c.made.StopSignal = img.Config.StopSignal
+	}
 	size := int64(b.app.config.WritableMiB) << 20
 	if b.options.storageSize == "0" {
 		size = 0
@@ -124,7 +127,8 @@ func (b *builder) fromImage(ctx context.Context, c *creation, spec *specs.Spec, 
 			return nil, fmt.Errorf("--storage-size: %w", err)
 		}
 	}
-	c.image = &controlv1.Image{Layers: img.Layers, WritableBytes: uint64(size)}
+	c.made.WritableBytes = uint64(size)
+	c.image = c.made.image()
 	return lease, nil
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -154,6 +155,7 @@ func (a *App) command() *cobra.Command {
 		}
 	}
 	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.shellCommand(),
+		a.stopCommand(), a.waitCommand(), a.rmCommand(),
 		a.pullCommand(), a.imagesCommand(), a.rmiCommand(), a.loadCommand(), a.importCommand())
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
 		a.listCommand(), a.pauseCommand(), a.resumeCommand(), a.updateCommand(), a.eventsCommand(),
@@ -195,17 +197,18 @@ func (a *App) load(id string) (*state.Dir, state.Container, error) {
 	return dir, record, err
 }
 
-// complete offers container ids where a verb's first argument is one.
+// complete offers container ids where a verb takes one, or several.
 func (a *App) complete(cmd *cobra.Command) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	takesID := strings.Contains(cmd.Use, " ID")
+	takesID, takesMore := strings.Contains(cmd.Use, " ID"), strings.Contains(cmd.Use, " ID...")
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-		if !takesID || len(args) > 0 || a.setUp() != nil {
+		if !takesID || len(args) > 0 && !takesMore || a.setUp() != nil {
 			return nil, cobra.ShellCompDirectiveDefault
 		}
 		ids, err := state.List(a.config.RunDir)
 		if err != nil {
 			return nil, cobra.ShellCompDirectiveError
 		}
+		ids = slices.DeleteFunc(ids, func(id string) bool { return slices.Contains(args, id) })
 		return ids, cobra.ShellCompDirectiveNoFileComp
 	}
 }

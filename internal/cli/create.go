@@ -60,6 +60,7 @@ type creation struct {
 	hooks         specs.Hooks
 	user          *controlv1.UserNetwork // nil: no user-mode networking that the configuration does not ask for
 	etc           []*controlv1.File      // that tell the container of its network
+	made          *made                  // what husk run was asked for; nil for a bundle
 }
 
 func (a *App) createCommand() *cobra.Command {

@@ -14,7 +14,6 @@ import (
 	ociv1 "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"husk.dev/husk/internal/image"
-	"husk.dev/husk/internal/state"
 	"husk.dev/husk/internal/sys"
 )
 
@@ -149,22 +148,15 @@ func (a *App) rmiCommand() *cobra.Command {
 	return cmd
 }
 
-// users names the containers that need an image.
+// users names the containers that need an image: those of husk run, which can be started again, until they are removed.
 func (a *App) users(img image.Image) (ids []string) {
-	records, _, err := a.all()
+	own, _, err := a.ownContainers()
 	if err != nil {
 		return nil
 	}
-	for _, r := range records {
-		if r.Effective() == state.Stopped {
-			continue
-		}
-		for _, name := range append([]string{img.ID}, img.Names...) {
-			full, err := image.Canonical(r.Image)
-			if r.Image != "" && (r.Image == name || err == nil && full == name || image.Familiar(name) == r.Image) {
-				ids = append(ids, r.ID)
-				break
-			}
+	for _, c := range own {
+		if c.made.uses(img) {
+			ids = append(ids, c.record.ID)
 		}
 	}
 	return ids

@@ -96,6 +96,11 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	if err = os.WriteFile(l.dir.Path(specFile), c.spec, 0o600); err != nil {
 		return nil, fmt.Errorf("save configuration: %w", err)
 	}
+	if c.made != nil {
+		if err = c.made.save(l.dir); err != nil {
+			return nil, err
+		}
+	}
 	unlock, err := l.dir.Lock(ctx)
 	if err != nil {
 		return nil, err

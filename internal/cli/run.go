@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/cleanup"
@@ -41,6 +42,7 @@ type runOptions struct {
 	storageSize string
 	timeline    bool
 	pull        string
+	stop        stopOptions
 }
 
 func (a *App) runCommand() *cobra.Command {
@@ -66,13 +68,19 @@ func (a *App) runCommand() *cobra.Command {
 			if o.bundle != "" {
 				return a.runBundle(cmd.Context(), args[0], &o)
 			}
+			o.stop.timed = cmd.Flags().Changed("stop-timeout")
 			return runFailed(cmd, a.runImage(cmd.Context(), args, &o))
 		},
 	}
 	cmd.SetFlagErrorFunc(runFailed)
 	o.bundleFlags.register(cmd, "")
 	o.networkFlags.register(cmd)
-	f := cmd.Flags()
+	o.registerRun(cmd.Flags())
+	return cmd
+}
+
+// registerRun are the flags of docker's run that are about no network.
+func (o *runOptions) registerRun(f *pflag.FlagSet) {
 	f.SetInterspersed(false)
 	f.StringVar(&o.name, "name", "", "the container's `ID` (default: random)")
 	f.StringVar(&o.rootfs, "rootfs", "", "run from `DIR` in place of an image")
@@ -92,7 +100,8 @@ func (a *App) runCommand() *cobra.Command {
 	f.StringVar(&o.storageSize, "storage-size", "", "most that can be written to the root, such as 2g; 0 keeps it in guest memory")
 	f.BoolVar(&o.timeline, "timeline", false, "print how long each phase took")
 	f.StringVar(&o.pull, "pull", "missing", "when to pull: always, missing or never")
-	return cmd
+	f.StringVar(&o.stop.signal, "stop-signal", "", "`SIGNAL` that husk stop sends (default: the image's, or TERM)")
+	f.IntVar(&o.stop.seconds, "stop-timeout", defaultStopTime, "`SECONDS` after which husk stop kills, -1 for never")
 }
 
 // runFailed gives an error of run that has no exit code yet the one of docker run, except with a bundle:
@@ -137,6 +146,9 @@ func (a *App) runImage(ctx context.Context, args []string, o *runOptions) error 
 		return err
 	}
 	c := &creation{id: id, start: true, stdin: o.interactive, pidFile: o.pidFile, consoleSocket: o.consoleSocket}
+	if c.made, err = o.made(); err != nil {
+		return err
+	}
 	b := &builder{app: a, options: o, id: id}
 	lease, err := b.build(ctx, c, args)
 	if err != nil {
@@ -160,6 +172,20 @@ func (a *App) runImage(ctx context.Context, args []string, o *runOptions) error 
 	}
 	_, err = fmt.Fprintln(a.out, id)
 	return err
+}
+
+// made is what is kept of the flags.
+func (o *runOptions) made() (*made, error) {
+	m := &made{Interactive: o.interactive, TTY: o.tty, AutoRemove: o.remove, StopSignal: o.stop.signal, Started: time.Now()}
+	if o.stop.signal != "" {
+		if _, err := parseSignal(o.stop.signal); err != nil {
+			return nil, fmt.Errorf("--stop-signal: %w", err)
+		}
+	}
+	if o.stop.timed {
+		m.StopTimeout = &o.stop.seconds
+	}
+	return m, nil
 }
 
 func (o *runOptions) id() (string, error) {

@@ -21,9 +21,7 @@ import (
 
 	controlv1 "husk.dev/husk/api/control/v1"
 	"husk.dev/husk/internal/control"
-	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/state"
-	"husk.dev/husk/internal/sys"
 )
 
 // isolationKey is the annotation under which the state names the isolation class.
@@ -219,27 +217,43 @@ func parseSignal(s string) (uint32, error) {
 
 func (a *App) killCommand() *cobra.Command {
 	var every bool
+	var name string
 	cmd := &cobra.Command{
 		Use:     "kill ID [SIGNAL]",
 		Short:   "Send a signal to a container (default TERM)",
-		Example: "  husk kill web\n  husk kill web KILL",
-		Args:    cobra.RangeArgs(1, 2),
+		Example: "  husk kill web\n  husk kill web KILL\n  husk kill --signal HUP web worker",
+		Args:    cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if name != "" { // docker's form
+				sig, err := parseSignal(name)
+				if err != nil {
+					return fmt.Errorf("--signal: %w", err)
+				}
+				return a.each(args, func(id string) error { return a.kill(cmd.Context(), id, sig, every) })
+			}
 			sig := uint32(syscall.SIGTERM)
-			if len(args) == 2 {
+			switch {
+			case len(args) > 2:
+				return errors.New("kill takes an id and a signal; several ids with --signal")
+			case len(args) == 2:
 				var err error
 				if sig, err = parseSignal(args[1]); err != nil {
 					return err
 				}
 			}
-			return a.call(cmd.Context(), args[0], "signal", func(ctx context.Context, c *control.Client) error {
-				_, err := c.Signal(ctx, &controlv1.SignalRequest{Id: args[0], Signal: sig, All: every})
-				return err
-			})
+			return a.kill(cmd.Context(), args[0], sig, every)
 		},
 	}
 	cmd.Flags().BoolVarP(&every, "all", "a", false, "send it to every process of the container")
+	cmd.Flags().StringVarP(&name, "signal", "s", "", "`SIGNAL` to send, to every container that is named")
 	return cmd
+}
+
+func (a *App) kill(ctx context.Context, id string, signal uint32, every bool) error {
+	return a.call(ctx, id, "signal", func(ctx context.Context, c *control.Client) error {
+		_, err := c.Signal(ctx, &controlv1.SignalRequest{Id: id, Signal: signal, All: every})
+		return err
+	})
 }
 
 // call runs one request on the owner of a container.
@@ -284,88 +298,5 @@ func (a *App) resumeCommand() *cobra.Command {
 				return err
 			})
 		},
-	}
-}
-
-func (a *App) deleteCommand() *cobra.Command {
-	var force bool
-	cmd := &cobra.Command{
-		Use:     "delete ID...",
-		Aliases: []string{"rm"},
-		Short:   "Delete containers that have stopped",
-		Example: "  husk delete web\n  husk delete --force web worker",
-		Args:    cobra.MinimumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			var errs []error
-			for _, id := range args {
-				errs = append(errs, a.remove(cmd.Context(), id, force))
-			}
-			return errors.Join(errs...)
-		},
-	}
-	cmd.Flags().BoolVarP(&force, "force", "f", false, "end a container that runs; say nothing about one that does not exist")
-	return cmd
-}
-
-// remove deletes one container, whatever is left of its owner.
-func (a *App) remove(ctx context.Context, id string, force bool) error {
-	dir, err := a.open(id)
-	if force && errors.Is(err, state.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	record, err := dir.Load()
-	switch {
-	case force && errors.Is(err, fs.ErrNotExist): // its creation was cut short before the first save
-		return dir.Remove()
-	case err != nil:
-		return err
-	}
-	status := record.Effective()
-	if !force && status != state.Stopped && status != state.Created {
-		return fmt.Errorf("cannot delete container %q that is %s: stop it first (husk kill %s KILL) or use --force", id, status, id)
-	}
-	lives := false // the VM, for other containers
-	if record.Owner.Alive() {
-		lives, err = deleteByOwner(ctx, dir, record, force)
-		switch {
-		case err == nil:
-		case ctx.Err() != nil || errors.As(err, new(refusal)) || record.Sandbox != "" && !force:
-			return fmt.Errorf("delete container %q: %w", id, err)
-		default: // an owner that does not obey is ended below, and what else its VM has
-			a.log.write("warning", err.Error())
-		}
-	}
-	if !lives {
-		waitOwnerGone(record)
-	}
-	if record.Host.PID != os.Getpid() && record.Host.Alive() { // run in the foreground stands for its container
-		wait, cancel := context.WithTimeout(context.Background(), goneWait)
-		defer cancel()
-		if sys.WaitGone(wait, record.Host.PID) != nil && record.Host.Alive() {
-			_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
-		}
-	}
-	if !lives {
-		if err := errors.Join(a.clear(id, record), a.clearRetired(record)); err != nil {
-			return err
-		}
-	}
-	if !lives || record.Sandbox != "" { // else its owner has kept the directory for the VM, and the id may be another's by now
-		if err := dir.Remove(); err != nil {
-			return err
-		}
-	}
-	a.runPoststop(ctx, record)
-	return nil
-}
-
-// runPoststop runs the poststop hooks of a container that is gone; a failing one is a warning (runtime.md, "Lifecycle").
-func (a *App) runPoststop(ctx context.Context, record state.Container) {
-	record.Status = state.Stopped
-	if err := hook.RunAll(ctx, "poststop", record.Poststop, hookState(record)); err != nil {
-		a.warn("%v", err)
 	}
 }
