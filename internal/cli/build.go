@@ -46,6 +46,9 @@ func (b *builder) build(ctx context.Context, c *creation, args []string) (closer
 	if err == nil {
 		err = b.network(c, &spec)
 	}
+	if c.user != nil {
+		c.made.UserNetwork, c.made.Publish = true, c.user.Publish
+	}
 	if err == nil {
 		err = b.seal(c, &spec)
 	}

@@ -1,264 +1,366 @@
 package cli
 
 import (
-	"context"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"os"
-	"strconv"
 	"strings"
+	"text/template"
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 
-	agentv1 "husk.dev/husk/api/agent/v1"
-	controlv1 "husk.dev/husk/api/control/v1"
-	"husk.dev/husk/internal/control"
-	"husk.dev/husk/internal/sandbox"
+	ociv1 "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"husk.dev/husk/internal/image"
+	"husk.dev/husk/internal/ocispec"
 	"husk.dev/husk/internal/state"
 )
 
-func (a *App) psCommand() *cobra.Command {
-	var format string
-	var every bool
+func (a *App) inspectCommand() *cobra.Command {
+	var format, kind string
 	cmd := &cobra.Command{
-		Use:   "ps [ID]",
-		Short: "List running containers, or the processes of one",
-		Long: "Without an id, ps lists containers. With one it lists the container's processes by their\n" +
-			"ids in the guest; as JSON it names the process that stands for the container on the host.",
-		Args:    cobra.MaximumNArgs(1),
-		Example: "  husk ps\n  husk ps --all\n  husk ps web",
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if format != "table" && format != "json" {
-				return fmt.Errorf("--format %q: must be table or json", format)
+		Use:   "inspect [flags] ID|IMAGE...",
+		Short: "Print what is known of containers and images as JSON",
+		Long: "Inspect prints an array with an object for each name, under docker's keys. A name that is a container's is that of\n" +
+			"the container, and else that of an image.",
+		Example: "  husk inspect web\n  husk inspect --format '{{.State.Status}} {{.State.ExitCode}}' web\n" +
+			"  husk inspect --type image --format '{{json .Config.Env}}' alpine",
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(_ *cobra.Command, args []string) error {
+			switch kind {
+			case "", "container", "image":
+			default:
+				return fmt.Errorf("--type %q: must be container or image", kind)
 			}
-			if len(args) == 0 {
-				return a.listForPeople(every, format)
+			print, err := a.printer(format)
+			if err != nil {
+				return err
 			}
-			return a.processes(cmd.Context(), args[0], format)
+			var errs []error
+			found := []any{}
+			for _, name := range args {
+				v, err := a.inspect(name, kind)
+				if err != nil {
+					errs = append(errs, err)
+					continue
+				}
+				found = append(found, v)
+			}
+			if format == "" || format == "json" {
+				return errors.Join(append(errs, a.printJSON(found))...)
+			}
+			for _, v := range found {
+				errs = append(errs, print(v))
+			}
+			return errors.Join(errs...)
 		},
 	}
-	cmd.Flags().StringVarP(&format, "format", "f", "table", "`FORMAT`: table or json")
-	cmd.Flags().BoolVarP(&every, "all", "a", false, "list stopped containers too")
+	cmd.Flags().StringVarP(&format, "format", "f", "", "Go `TEMPLATE` for each, or json")
+	cmd.Flags().StringVar(&kind, "type", "", "`KIND` of what is named: container or image (default: either)")
 	return cmd
 }
 
-func (a *App) listForPeople(every bool, format string) error {
-	records, dirs, err := a.all()
-	if err != nil {
-		return err
-	}
-	list := []listed{}
-	w := table(a.out)
-	fmt.Fprintln(w, "ID\tIMAGE\tCOMMAND\tCREATED\tSTATUS\tISOLATION")
-	for i, r := range records {
-		status := r.Effective()
-		if status == state.Stopped && !every {
-			continue
-		}
-		list = append(list, listing(r, dirs[i]))
-		what := string(status)
-		if status == state.Stopped && !r.ExitedAt.IsZero() {
-			what = fmt.Sprintf("exited (%d) %s ago", r.ExitStatus, since(r.ExitedAt))
-		}
-		from := r.Image
-		if from == "" {
-			from = r.Rootfs
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s ago\t%s\t%s\n", r.ID, from, shorten(strings.Join(r.Args, " "), 30), since(r.Created), what, r.Isolation)
-	}
-	if format == "json" {
-		return a.printJSON(list)
-	}
-	return w.Flush()
+// templateFuncs are docker's functions in templates.
+var templateFuncs = template.FuncMap{
+	"json": func(v any) (string, error) {
+		data, err := json.Marshal(v)
+		return string(data), err
+	},
+	"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
+	"title":    func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
+	"truncate": func(s string, n int) string { return s[:max(0, min(n, len(s)))] },
+	"println":  fmt.Sprintln,
 }
 
-func since(t time.Time) string { return time.Since(t).Round(time.Second).String() }
+// printer prints values by a Go template, one a line.
+func (a *App) printer(format string) (func(v any) error, error) {
+	return templatePrinter(a.out, format)
+}
 
-func shorten(s string, n int) string {
-	s = strconv.Quote(s)
-	if len(s) > n {
-		return s[:n-3] + "..."
+func templatePrinter(to io.Writer, format string) (func(v any) error, error) {
+	t, err := template.New("format").Option("missingkey=error").Funcs(templateFuncs).Parse(strings.NewReplacer(`\t`, "\t", `\n`, "\n").Replace(format))
+	if err != nil {
+		return nil, fmt.Errorf("--format: %w", err)
+	}
+	return func(v any) error {
+		named, err := byKeys(v)
+		if err != nil {
+			return err
+		}
+		var line strings.Builder // so that no half of one is printed
+		if err := t.Execute(&line, named); err != nil {
+			return fmt.Errorf("--format: %w", err)
+		}
+		_, err = fmt.Fprintln(to, line.String())
+		return err
+	}, nil
+}
+
+// byKeys is v as its JSON has it: templates name what inspect prints.
+func byKeys(v any) (named any, err error) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	decoder := json.NewDecoder(bytes.NewReader(data))
+	decoder.UseNumber()
+	if err := decoder.Decode(&named); err != nil {
+		return nil, fmt.Errorf("encode result: %w", err)
+	}
+	return named, nil
+}
+
+// inspect finds a container or an image.
+func (a *App) inspect(name, kind string) (any, error) {
+	if kind != "image" {
+		dir, err := a.open(name)
+		if err == nil {
+			return a.inspectContainer(dir)
+		}
+		if kind == "container" {
+			return nil, err
+		}
+	}
+	store, err := a.store()
+	if err != nil {
+		return nil, err
+	}
+	img, err := store.Get(name)
+	if errors.Is(err, image.ErrNotFound) && kind == "" {
+		return nil, fmt.Errorf("there is neither a container nor an image %q", name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return inspectImage(img), nil
+}
+
+// inspected is a container as inspect prints it: docker's keys, and Husk for what docker has no word for.
+type inspected struct {
+	ID           string `json:"Id"`
+	Name         string
+	Created      time.Time
+	Path         string
+	Args         []string
+	State        inspectedState
+	Image        string
+	ImageName    string
+	LogPath      string
+	RestartCount int
+	Config       inspectedConfig
+	HostConfig   inspectedHost
+	Mounts       []inspectedMount
+	Husk         inspectedHusk
+}
+
+type inspectedState struct {
+	Status     string // created, running, paused, exited; and creating
+	Running    bool
+	Paused     bool
+	Restarting bool
+	Dead       bool
+	Pid        int
+	ExitCode   int
+	Error      string
+	StartedAt  time.Time // zero where husk has not started it
+	FinishedAt time.Time
+}
+
+type inspectedConfig struct {
+	Hostname    string
+	User        string
+	Tty         bool
+	OpenStdin   bool
+	Env         []string
+	Cmd         []string
+	Image       string
+	WorkingDir  string
+	StopSignal  string
+	StopTimeout *int `json:",omitempty"`
+	Labels      map[string]string
+}
+
+type inspectedHost struct {
+	AutoRemove     bool
+	ReadonlyRootfs bool
+	Memory         int64 // bytes, 0 without a limit
+	NanoCpus       int64
+	PidsLimit      int64
+	NetworkMode    string
+	PortBindings   []string
+}
+
+type inspectedMount struct {
+	Type, Source, Destination string
+	RW                        bool
+}
+
+// inspectedHusk is what docker does not know of.
+type inspectedHusk struct {
+	Bundle      string
+	Rootfs      string // directory of the host that is the root, empty for an image
+	Sandbox     string // container whose virtual machine it is in
+	Isolation   string // hardware or emulated
+	VMStart     string // template or boot
+	Owner       int    // process id, 0 for none
+	Monitor     int    // process id, 0 for none
+	Annotations map[string]string
+}
+
+func (a *App) inspectContainer(dir *state.Dir) (*inspected, error) {
+	record, err := dir.Load()
+	if err != nil {
+		return nil, err
+	}
+	m, err := loadMade(dir)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := savedSpec(dir)
+	if err != nil {
+		return nil, fmt.Errorf("inspect container %q: %w", record.ID, err)
+	}
+	i := &inspected{
+		ID: record.ID, Name: record.Name, Created: record.Created.UTC(), ImageName: record.Image, LogPath: record.Log,
+		State: stateOf(record, m), Config: configOf(spec, record), HostConfig: hostOf(spec, m), Mounts: []inspectedMount{},
+		Husk: inspectedHusk{
+			Bundle: record.Bundle, Rootfs: record.Rootfs, Sandbox: record.Sandbox, Isolation: record.Isolation, VMStart: record.VMStart,
+			Annotations: record.Annotations,
+		},
+	}
+	if i.Name == "" {
+		i.Name = record.ID
+	}
+	if len(record.Args) > 0 {
+		i.Path, i.Args = record.Args[0], record.Args[1:]
+	}
+	if m != nil {
+		i.Image = m.ImageID
+		i.Config.Tty, i.Config.OpenStdin, i.Config.StopSignal, i.Config.StopTimeout = m.TTY, m.Interactive, m.StopSignal, m.StopTimeout
+	}
+	if record.Owner.Alive() {
+		i.Husk.Owner = record.Owner.PID
+	}
+	for _, p := range record.Helpers {
+		if p.Name == "vmm" && p.Alive() {
+			i.Husk.Monitor = p.PID
+		}
+	}
+	for _, mount := range spec.Mounts {
+		if mount.Type == "bind" {
+			i.Mounts = append(i.Mounts, inspectedMount{"bind", mount.Source, mount.Destination, writable(mount.Options)})
+		}
+	}
+	return i, nil
+}
+
+// writable tells what the last of the options ro and rw says.
+func writable(options []string) bool {
+	yes := true
+	for _, o := range options {
+		if o == "ro" || o == "rw" {
+			yes = o == "rw"
+		}
+	}
+	return yes
+}
+
+func stateOf(record state.Container, m *made) inspectedState {
+	now := record.Effective()
+	s := inspectedState{
+		Status: string(now), Running: now == state.Running || now == state.Paused, Paused: now == state.Paused, Error: record.Reason,
+		FinishedAt: record.ExitedAt.UTC(),
+	}
+	if m != nil {
+		s.StartedAt = m.Started.UTC()
+	}
+	if now == state.Stopped {
+		s.Status, s.ExitCode = "exited", recordedCode(record)
+	} else {
+		s.Pid = record.Host.PID
 	}
 	return s
 }
 
-func (a *App) processes(ctx context.Context, id, format string) error {
-	var list agentv1.ProcessesResponse
-	err := a.call(ctx, id, "list processes of", func(ctx context.Context, c *control.Client) error {
-		answer, err := c.Processes(ctx, &controlv1.ContainerRequest{Id: id})
-		if err != nil {
-			return err
-		}
-		return proto.Unmarshal(answer.Message, &list)
-	})
-	if err != nil {
-		return err
+func configOf(spec *specs.Spec, record state.Container) inspectedConfig {
+	c := inspectedConfig{Hostname: spec.Hostname, Cmd: record.Args, Image: record.Image, Labels: map[string]string{}}
+	if p := spec.Process; p != nil {
+		c.User, c.Env, c.WorkingDir, c.Tty = fmt.Sprintf("%d:%d", p.User.UID, p.User.GID), p.Env, p.Cwd, p.Terminal
 	}
-	if format == "json" {
-		// Engines look these up among the host's processes.
-		_, record, err := a.load(id)
-		if err != nil {
-			return err
-		}
-		return a.printLine([]int{record.Host.PID})
-	}
-	w := table(a.out)
-	fmt.Fprintln(w, "UID\tPID\tPPID\tSTIME\tTTY\tTIME\tCMD")
-	for _, p := range list.Processes {
-		cpu := time.Duration(p.CpuMilliseconds) * time.Millisecond
-		fmt.Fprintf(w, "%d\t%d\t%d\t%s\t%s\t%02d:%02d:%02d\t%s\n", p.Uid, p.Pid, p.Parent,
-			time.Unix(int64(p.StartedUnix), 0).Format("15:04"), p.Tty,
-			int(cpu.Hours()), int(cpu.Minutes())%60, int(cpu.Seconds())%60, strconv.QuoteToGraphic(p.Command))
-	}
-	return w.Flush()
+	return c
 }
 
-func (a *App) eventsCommand() *cobra.Command {
-	var stats bool
-	var interval time.Duration
-	cmd := &cobra.Command{
-		Use:     "events ID",
-		Short:   "Print a container's events and statistics as JSON lines",
-		Example: "  husk events --stats web\n  husk events --interval 1s web",
-		Args:    cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if interval <= 0 {
-				return errors.New("--interval must be more than 0")
-			}
-			return a.call(cmd.Context(), args[0], "watch", func(ctx context.Context, c *control.Client) error {
-				if stats {
-					return a.printStats(ctx, c, args[0])
-				}
-				return a.follow(ctx, c, args[0], interval)
-			})
-		},
+func hostOf(spec *specs.Spec, m *made) inspectedHost {
+	h := inspectedHost{NetworkMode: "none", PortBindings: []string{}}
+	if spec.Root != nil {
+		h.ReadonlyRootfs = spec.Root.Readonly
 	}
-	cmd.Flags().BoolVar(&stats, "stats", false, "print the statistics once")
-	cmd.Flags().DurationVar(&interval, "interval", 5*time.Second, "time between two statistics")
-	return cmd
-}
-
-// follow prints events as they come and statistics every interval until the container has ended.
-func (a *App) follow(ctx context.Context, c *control.Client, id string, interval time.Duration) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.Events(ctx, &controlv1.ContainerRequest{Id: id})
-	if err != nil {
-		return err
+	if ns := ocispec.Namespace(spec, specs.NetworkNamespace); ns != nil && ns.Path != "" {
+		h.NetworkMode = "ns:" + ns.Path
 	}
-	happened := make(chan *controlv1.Event)
-	ended := make(chan error, 1)
-	go func() {
-		for {
-			e, err := stream.Recv()
-			if err != nil {
-				ended <- err
-				return
-			}
-			select {
-			case happened <- e:
-			case <-ctx.Done():
-				return
-			}
-		}
-	}()
-	ticker := time.NewTicker(interval)
-	defer ticker.Stop()
-	for {
-		select {
-		case e := <-happened:
-			if e.Kind == string(sandbox.ExitKind) {
-				return nil
-			}
-			if err := a.printLine(runcEvent{Type: e.Kind, ID: id}); err != nil {
-				return err
-			}
-		case <-ticker.C:
-			if err := a.printStats(ctx, c, id); err != nil {
-				return err
-			}
-		case err := <-ended:
-			if errors.Is(err, io.EOF) {
-				return nil
-			}
-			return err
+	if m != nil {
+		h.AutoRemove = m.AutoRemove
+		h.PortBindings = append(h.PortBindings, m.Publish...)
+		if m.UserNetwork {
+			h.NetworkMode = "user"
 		}
 	}
+	if spec.Linux == nil || spec.Linux.Resources == nil {
+		return h
+	}
+	r := spec.Linux.Resources
+	if r.Memory != nil && r.Memory.Limit != nil {
+		h.Memory = *r.Memory.Limit
+	}
+	if r.CPU != nil && r.CPU.Quota != nil && r.CPU.Period != nil && *r.CPU.Period > 0 {
+		h.NanoCpus = *r.CPU.Quota * 1_000_000_000 / int64(*r.CPU.Period)
+	}
+	if r.Pids != nil && r.Pids.Limit != nil {
+		h.PidsLimit = *r.Pids.Limit
+	}
+	return h
 }
 
-func (a *App) printStats(ctx context.Context, c *control.Client, id string) error {
-	answer, err := c.Stats(ctx, &controlv1.ContainerRequest{Id: id})
-	if err != nil {
-		return err
-	}
-	var stats agentv1.StatsResponse
-	if err := proto.Unmarshal(answer.Message, &stats); err != nil {
-		return fmt.Errorf("decode statistics: %w", err)
-	}
-	return a.printLine(runcEvent{Type: "stats", ID: id, Data: runcStats(&stats)})
+// inspectedImage is an image as inspect prints it, with docker's keys.
+type inspectedImage struct {
+	ID           string `json:"Id"`
+	RepoTags     []string
+	RepoDigests  []string
+	Created      time.Time
+	Pulled       time.Time
+	Os           string
+	Architecture string
+	Variant      string `json:",omitempty"`
+	Config       ociv1.ImageConfig
+	Size         int64 // bytes on this disk
+	RootFS       inspectedLayers
 }
 
-func (a *App) printLine(v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode result: %w", err)
-	}
-	_, err = fmt.Fprintf(a.out, "%s\n", data)
-	return err
+type inspectedLayers struct {
+	Type   string
+	Layers []string // files
 }
 
-func (a *App) logsCommand() *cobra.Command {
-	var console, owner bool
-	cmd := &cobra.Command{
-		Use:   "logs ID",
-		Short: "Print the output of a detached container, or its guest's console",
-		Example: "  husk logs web\n  husk logs --console web   what the guest's kernel and agent said\n" +
-			"  husk logs --owner web     what its sandbox owner did",
-		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error {
-			dir, record, err := a.load(args[0])
-			if err != nil {
-				return err
+func inspectImage(img image.Image) *inspectedImage {
+	i := &inspectedImage{
+		ID: img.ID, RepoTags: []string{}, RepoDigests: []string{}, Created: img.Created.UTC(), Pulled: img.Pulled.UTC(), Config: img.Config,
+		Size: img.Size, RootFS: inspectedLayers{Type: "erofs", Layers: img.Layers},
+	}
+	platform := append(strings.SplitN(img.Platform, "/", 3), "", "", "")
+	i.Os, i.Architecture, i.Variant = platform[0], platform[1], platform[2]
+	for _, name := range img.Names {
+		i.RepoTags = append(i.RepoTags, image.Familiar(name))
+		if img.Digest != "" {
+			repository, _, _ := strings.Cut(name, "@")
+			if colon := strings.LastIndexByte(repository, ':'); colon > strings.LastIndexByte(repository, '/') {
+				repository = repository[:colon]
 			}
-			path := record.Log
-			switch {
-			case console:
-				path = dir.Path(sandbox.ConsoleLog)
-			case owner:
-				path = dir.Path(ownerLog)
-			case path == "":
-				return fmt.Errorf("container %q was not started with 'husk run --detach': its output went to whoever started it", args[0])
-			}
-			for _, name := range []string{path + ".1", path} { // the older half first
-				if err := a.printFile(name); err != nil {
-					return err
-				}
-			}
-			return nil
-		},
+			i.RepoDigests = append(i.RepoDigests, image.Familiar(repository)+"@"+img.Digest)
+		}
 	}
-	cmd.Flags().BoolVar(&console, "console", false, "print the guest's console")
-	cmd.Flags().BoolVar(&owner, "owner", false, "print the log of the sandbox owner")
-	cmd.MarkFlagsMutuallyExclusive("console", "owner")
-	return cmd
-}
-
-// printFile copies a file to the results; one that does not exist is empty.
-func (a *App) printFile(name string) error {
-	f, err := os.Open(name)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read log: %w", err)
-	}
-	defer f.Close()
-	if _, err := io.Copy(a.out, f); err != nil {
-		return fmt.Errorf("print log: %w", err)
-	}
-	return nil
+	return i
 }

@@ -16,13 +16,15 @@ import (
 // madeFile is what husk run was asked for, in the state directory. Containers of engines have none.
 const madeFile = "run.json"
 
-// made is what is kept of a `husk run` beside the configuration: what it takes to stop the container as its image says, to
-// attach to it, and to start it again.
+// made is what is kept of a `husk run` beside the configuration: what it takes to stop the container as its image says,
+// and to tell of it.
 type made struct {
 	ImageID       string   `json:"imageId,omitempty"` // empty for a root directory of the host
 	Layers        []string `json:"layers,omitempty"`
 	WritableBytes uint64   `json:"writableBytes,omitempty"` // 0: what it wrote was in guest memory
-	Interactive   bool     `json:"interactive,omitempty"`   // its stdin is open
+	UserNetwork   bool     `json:"userNetwork,omitempty"`
+	Publish       []string `json:"publish,omitempty"`
+	Interactive   bool     `json:"interactive,omitempty"` // its stdin is open
 	TTY           bool     `json:"tty,omitempty"`
 	AutoRemove    bool     `json:"autoRemove,omitempty"`
 

@@ -66,16 +66,11 @@ func TestStopAll(t *testing.T) {
 	begin(t)
 	own := detach(t, "stopall-own", demo, "sh", "-c", obedient)
 	logged(t, own, "ready")
-	r := newRuntime(t, "husk")
-	remove(t, "stopall-engine")
-	if !r.create("stopall-engine", newBundle(t, "exec sleep 1000").write()) {
-		t.Fatal("create failed")
-	}
-	husk(t, "start", "stopall-engine").ok()
+	engine := newBundle(t, "exec sleep 1000").up().id
 	expect(t, "ids", husk(t, "stop", "--all").ok(), own+"\n")
-	expect(t, "the engine's container", status(t, "stopall-engine"), "running")
+	expect(t, "the engine's container", status(t, engine), "running")
 	expect(t, "removed", husk(t, "rm", "--all").ok(), own+"\n")
-	expect(t, "the engine's container", status(t, "stopall-engine"), "running")
+	expect(t, "the engine's container", status(t, engine), "running")
 }
 
 func TestWait(t *testing.T) {
