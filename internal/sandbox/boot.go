@@ -95,6 +95,7 @@ func (s *Sandbox) startOn(ctx context.Context, c *container, plan *ocispec.Plan,
 			return root, err
 		}
 		s.log.Warn("the guest died while it booted, booting it again", "error", err)
+		c.warn(fmt.Sprintf("the guest died while it booted and was booted again: %v", err))
 	}
 }
 
@@ -447,6 +448,13 @@ func (s *Sandbox) openConsole(a *attempt, spec *vmm.Spec) error {
 	return nil
 }
 
+// warn tells whoever starts the container.
+func (c *container) warn(text string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.warnings = append(c.warnings, text)
+}
+
 // emulated warns of a VM that is, on a host that was to do better.
 func emulated(why error) string {
 	return fmt.Sprintf("the VM is emulated, which is slow and no security boundary: %v (husk check says more)", why)
@@ -464,7 +472,7 @@ func (c *container) recordVM(vm vmm.VM, spec vmm.Spec) error {
 	if v, ok := vm.(vmm.Isolator); ok {
 		class, why := v.Isolation()
 		c.record.Isolation = string(class)
-		if warning := emulated(why); why != nil && !slices.Contains(c.warnings, warning) {
+		if warning := emulated(why); why != nil && !slices.Contains(c.warnings, warning) { // it is not the first try
 			c.warnings = append(c.warnings, warning)
 		}
 	}

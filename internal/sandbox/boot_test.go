@@ -30,6 +30,9 @@ func TestBootAgain(t *testing.T) {
 			if deaths == 1 && err != nil {
 				t.Errorf("got %v, want a container", err)
 			}
+			if told := strings.Join(s.Warnings("c"), "\n"); deaths == 1 && (strings.Count(told, "booted again") != 1 || !strings.Contains(told, "panicked")) {
+				t.Errorf("whoever starts the container is told %q, want that its guest was booted again, and why", told)
+			}
 			if deaths > 1 && (err == nil || !strings.Contains(err.Error(), "panicked")) {
 				t.Errorf("got %v, want how the guest died", err)
 			}
