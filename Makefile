@@ -84,6 +84,17 @@ test: build image demo ## run every check and every test, and the core of the en
 conformance: build image ## run the suites of others with husk (docs/conformance.md); takes long
 	@failed=0; for s in scripts/conformance-*.sh; do echo "== $$s"; $$s || failed=1; done; exit $$failed
 
+# The test host: a Debian with hardware virtualisation, emulated (CONTRIBUTING.md).
+HOST ?= debian12
+SUITE ?= smoke
+.PHONY: host
+host: ## make the test host HOST (debian12, debian13 or sid), a Debian with KVM in an emulated machine
+	@scripts/host.sh image $(HOST)
+
+.PHONY: host-test
+host-test: build image demo ## run SUITE (smoke) in the test host HOST; RUN chooses tests of it
+	@scripts/host.sh test $(HOST) $(if $(RUN),-run '$(RUN)') $(SUITE)
+
 .PHONY: unit
 unit: ## run the tests that need neither root nor a VM
 	@scripts/test.sh unit

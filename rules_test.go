@@ -185,7 +185,11 @@ var layers = []layer{
 		"the guest's binary is the agent",
 	},
 	{
-		[]string{"test/..."}, []string{"internal/testenv", "internal/sys/..."},
+		[]string{"test/host/..."}, []string{"test/host/...", "internal/testenv", "internal/child"},
+		"the test host brings the tree's tests to another machine, and knows nothing of what they test",
+	},
+	{
+		[]string{"test/conformance/...", "test/e2e/...", "test/kvm"}, []string{"internal/testenv", "internal/sys/..."},
 		"end-to-end tests see what users see",
 	},
 }

@@ -4,12 +4,13 @@ import (
 	"archive/tar"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"husk.dev/husk/internal/testenv"
 )
 
 // layered is an image whose layers add, change and take away, with every kind of metadata.
@@ -98,12 +99,9 @@ user.empty="\x00\x01"
 // probe builds the program that looks at what busybox cannot see; flags are go build's.
 func probe(t *testing.T, flags ...string) string {
 	t.Helper()
-	binary := filepath.Join(t.TempDir(), "probe")
-	args := append([]string{"build", "-trimpath", "-ldflags=-s -w", "-o", binary}, flags...)
-	cmd := exec.Command("go", append(args, "husk.dev/husk/test/e2e/probe")...)
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the probe: %v\n%s", err, out)
+	binary, err := testenv.Program(t.TempDir(), "husk.dev/husk/test/e2e/probe", flags...)
+	if err != nil {
+		t.Fatal(err)
 	}
 	return binary
 }

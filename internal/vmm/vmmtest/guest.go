@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -71,11 +70,9 @@ var guestImage = sync.OnceValues(func() ([]byte, error) {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	binary := filepath.Join(dir, "init")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags=-s -w", "-o", binary, "husk.dev/husk/internal/vmm/vmmtest/testguest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the test guest: %w\n%s", err, out)
+	binary, err := testenv.Program(dir, "husk.dev/husk/internal/vmm/vmmtest/testguest")
+	if err != nil {
+		return nil, err
 	}
 	init, err := os.ReadFile(binary)
 	if err != nil {
