@@ -96,7 +96,11 @@ func test(ctx context.Context, m host.Machine, names []string, run, out string) 
 		return err
 	}
 	fmt.Printf("host: made the tree in %.1f s\n", time.Since(start).Seconds())
-	r := &host.Runner{Machine: m, Top: ".", Out: out, Say: os.Stdout}
+	top, err := filepath.Abs(".") // programs run in other directories
+	if err != nil {
+		return err
+	}
+	r := &host.Runner{Machine: m, Top: top, Out: out, Say: os.Stdout}
 	defer r.Close()
 	failed := 0
 	for _, s := range suites {
