@@ -148,7 +148,7 @@ func (a *App) rmiCommand() *cobra.Command {
 	return cmd
 }
 
-// users names the containers that need an image: those of husk run, which can be started again, until they are removed.
+// users names the containers that need an image: those of husk run, until they are removed, as docker has it.
 func (a *App) users(img image.Image) (ids []string) {
 	own, _, err := a.ownContainers()
 	if err != nil {

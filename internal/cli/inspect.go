@@ -70,7 +70,7 @@ var templateFuncs = template.FuncMap{
 		data, err := json.Marshal(v)
 		return string(data), err
 	},
-	"join": strings.Join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
+	"join": join, "lower": strings.ToLower, "upper": strings.ToUpper, "split": strings.Split,
 	"title":    func(s string) string { return strings.ToUpper(s[:min(1, len(s))]) + s[min(1, len(s)):] },
 	"truncate": func(s string, n int) string { return s[:max(0, min(n, len(s)))] },
 	"println":  fmt.Sprintln,
@@ -112,6 +112,15 @@ func byKeys(v any) (named any, err error) {
 		return nil, fmt.Errorf("encode result: %w", err)
 	}
 	return named, nil
+}
+
+// join puts the parts of a list together. As JSON has it a list is of anything.
+func join(list []any, between string) string {
+	parts := make([]string, len(list))
+	for i, part := range list {
+		parts[i] = fmt.Sprint(part)
+	}
+	return strings.Join(parts, between)
 }
 
 // inspect finds a container or an image.

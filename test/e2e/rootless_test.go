@@ -80,11 +80,11 @@ func TestRootless(t *testing.T) {
 		inside := *n
 		inside.t = t
 		script := `exec 2>&1; husk import --cmd sh $D/demo demo >/dev/null || exit; husk template build >/dev/null 2>&1 || echo no template
-			husk run --rm -e H=$(uname -r) demo sh -c 'id -u; [ $(uname -r) = $H ] || echo 1; exit 3'; echo $?
-			husk run -d --name a -v $D/demo:/v:ro demo sh -c 'trap "exit 5" TERM; while :; do sleep 0.1; done'; husk exec a sh -c 'ls -d /v/bin; touch /v/x 2>/dev/null || echo read-only'
-			husk state a | grep -c running; husk kill a TERM; i=0; until husk state a | grep -q stopped || [ $((i+=1)) = 100 ]; do sleep 0.1; done
-			husk delete a; husk ps -aq; ls $XDG_RUNTIME_DIR/husk | grep -v turns`
-		want := "0\n1\n3\na\n/v/bin\nread-only\n1\n"
+			husk run --rm --network none -e H=$(uname -r) demo sh -c 'id -u; [ $(uname -r) = $H ] || echo 1; exit 3'; echo $?
+			husk run -d --name a --network none -v $D/demo:/v:ro demo sh -c 'trap "exit 5" TERM; while :; do sleep 0.1; done'; husk exec a sh -c 'ls -d /v/bin; touch /v/x 2>/dev/null || echo read-only'
+			husk state a | grep -c running; husk stop --time -1 a; husk inspect --format '{{.State.ExitCode}}' a
+			husk prune --force | grep -v freed; husk ps -aq; ls $XDG_RUNTIME_DIR/husk | grep -v turns`
+		want := "0\n1\n3\na\n/v/bin\nread-only\n1\na\n5\ncontainer: a\n"
 		got := inside.run("husk", strings.ReplaceAll(script, "ps -aq", "ps -a | grep -w a")).stdout
 		// What the user may do with the host's KVM is no matter of this test; that it is told is.
 		expect(t, "output", regexp.MustCompile(`husk: warning: the VM is emulated.*/dev/kvm.*\n`).ReplaceAllString(got, ""), want)

@@ -34,8 +34,8 @@ func TestInspect(t *testing.T) {
 		len(all[0].Mounts) != 1 || all[0].Mounts[0].Source != dir || all[0].Mounts[0].RW {
 		t.Errorf("inspect: %+v", all)
 	}
-	expect(t, "template", husk(t, "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.Config.StopSignal}} {{json .Path}} {{upper .Name}}", id).ok(),
-		"exited 5 QUIT \"sh\" INSPECT-A\n")
+	expect(t, "template", husk(t, "inspect", "-f", "{{.State.Status}} {{.State.ExitCode}} {{.Config.StopSignal}} {{json .Path}} {{upper .Name}} {{join .Args \"+\"}} {{.HostConfig.Memory}}", id).ok(),
+		"exited 5 QUIT \"sh\" INSPECT-A -c+exit 5 67108864\n")
 	image := strings.TrimSpace(husk(t, "inspect", "--format", "{{.Image}}", id).ok())
 	expect(t, "image", husk(t, "inspect", "--type", "image", "--format", "{{.Id}} {{index .RepoTags 0}} {{.Os}}", demo).ok(), image+" localhost/husk-demo:latest linux\n")
 	expect(t, "both", husk(t, "inspect", "--format", "{{len .Id}}", id, demo).ok(), fmt.Sprintf("%d\n71\n", len(id)))
