@@ -185,7 +185,7 @@ func TestTemplateDiskFull(t *testing.T) {
 	}
 	works := func() {
 		t.Helper()
-		if out := disk.husk(config, "run", "--rm", "--rootfs", env.rootfs, "echo", "works").ok(); out != "works\n" {
+		if out := disk.husk(config, "run", "--rm", "--network", "none", "--rootfs", env.rootfs, "echo", "works").ok(); out != "works\n" {
 			t.Errorf("the container printed %q", out)
 		}
 	}

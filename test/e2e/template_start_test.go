@@ -91,7 +91,7 @@ func vmStart(t *testing.T, id string) string {
 func startsBy(t *testing.T, want string, args ...string) {
 	t.Helper()
 	if len(args) == 0 {
-		args = []string{"--rootfs", env.rootfs}
+		args = []string{"--network", "none", "--rootfs", env.rootfs} // build makes the template of VMs without a network
 	}
 	id := detach(t, "started", append(args, sleeper...)...)
 	if got := vmStart(t, id); got != want {
