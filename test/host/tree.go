@@ -21,7 +21,7 @@ const brought = "build/test-host"
 
 // programs are those of the module that tests run, with their flags; hosts have no Go.
 var programs = [][]string{
-	{module + "test/e2e/probe"}, {module + "internal/vmm/vmmtest/testguest"},
+	{module + "test/e2e/probe"}, {module + "test/e2e/probe", "-gcflags=-l"}, {module + "internal/vmm/vmmtest/testguest"},
 }
 
 // MakeTree compiles the suites' tests, and makes the disk file with them, with this tree, and with what was built of it.
