@@ -191,7 +191,7 @@ func TestAskedWhileEnding(t *testing.T) {
 				all = append(all, husk(t, verb...).start())
 			}
 		}
-		if r := kill.wait(); r.code != 0 {
+		if r := kill.wait(); r.code != 0 && !strings.Contains(r.stderr, "not running") { // one of the others may come first
 			t.Errorf("kill: code %d, %q", r.code, r.stderr)
 		}
 		for _, one := range all {
