@@ -84,6 +84,11 @@ func TestRunNames(t *testing.T) {
 	if err := os.WriteFile(own, []byte("mine\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	root := filepath.Join(t.TempDir(), "root")
+	if out, err := exec.Command("cp", "-a", env.rootfs, root).CombinedOutput(); err != nil {
+		t.Fatalf("copy root: %v: %s", err, out)
+	}
+	withoutNames(t, root)
 	for name, c := range map[string]struct {
 		flags  []string
 		script string
@@ -99,7 +104,7 @@ func TestRunNames(t *testing.T) {
 		"in memory":  {[]string{"--storage-size", "0", "-h", "box"}, "cat /etc/hostname", "box\n"},
 		"a volume":   {[]string{"-v", own + ":/etc/hosts"}, "cat /etc/hosts; test -s /etc/hostname && echo name", "mine\nname\n"},
 		"all of etc": {[]string{"-v", dir + ":/etc"}, "ls /etc", "own\n"},
-		"a root":     {[]string{"--rootfs", env.rootfs, "--read-only"}, "cat /etc/hosts 2>/dev/null || echo none", "none\n"},
+		"a root":     {[]string{"--rootfs", root, "--read-only"}, "cat /etc/hosts 2>/dev/null || echo none", "none\n"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			args := append([]string{"run", "--rm", "--network", "none"}, c.flags...)
@@ -115,6 +120,16 @@ func TestRunNames(t *testing.T) {
 	}
 }
 
+// withoutNames removes from a copy of the shared root what other tests' runtimes have made there to mount on.
+func withoutNames(t *testing.T, root string) {
+	t.Helper()
+	for _, name := range []string{"resolv.conf", "hosts", "hostname"} {
+		if err := os.RemoveAll(filepath.Join(root, "etc", name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestRunNamesInside: links of an image lead nowhere outside of its root.
 func TestRunNamesInside(t *testing.T) {
 	begin(t)
@@ -122,6 +137,7 @@ func TestRunNamesInside(t *testing.T) {
 	if out, err := exec.Command("cp", "-a", env.rootfs, root).CombinedOutput(); err != nil {
 		t.Fatalf("copy root: %v: %s", err, out)
 	}
+	withoutNames(t, root)
 	outside := filepath.Join(filepath.Dir(root), "outside")
 	for name, target := range map[string]string{"resolv.conf": "/../../outside", "hosts": "../../outside", "hostname": outside} {
 		if err := os.Symlink(target, filepath.Join(root, "etc", name)); err != nil {
