@@ -37,7 +37,7 @@ other() {
 	KERNEL=distro scripts/guest.sh image "$guest" build/husk-agent || return
 	HUSK_TEST_GUEST=$guest "$go" test -json -count 1 -timeout 20m -run "^($core)\$" ./test/e2e
 }
-core='TestRunPrintsAndExits|TestExitCodes|TestExec|TestLimits|TestPod|TestNetworkByHand|TestTemplateClonesDiffer'
+core='TestRunPrintsAndExits|TestExitCodes|TestExec|TestLimits|TestPod|TestNetworkTraffic|TestTemplateClonesDiffer'
 
 case $mode in
 unit)
