@@ -16,7 +16,7 @@ func TestBadUsage(t *testing.T) {
 		"start":                         "arg",
 		"start a b":                     "arg",
 		"kill":                          "arg",
-		"kill a KILL more":              "arg",
+		"kill a KILL more":              "kill takes an id and a signal",
 		"delete":                        "arg",
 		"exec":                          "container id",
 		"events --interval never x":     "never",
