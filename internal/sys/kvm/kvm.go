@@ -36,8 +36,11 @@ const (
 	slowest = 100
 	// tries is how often a loop is repeated whose verdict is not clear: the host may just have been busy.
 	tries = 12
-	// enough tries make a verdict that rests on the difference of two times, each of which the host may have disturbed.
+	// enough tries make a verdict: each time may be of a moment in which the host ran something else. One such moment in the
+	// loop outside of the guest makes an interpreter look fast.
 	enough = 3
+	// natives is how often each try runs the loop outside of a guest, where it takes a microsecond.
+	natives = 20
 	// patience bounds all tries together.
 	patience = 250 * time.Millisecond
 )
@@ -112,7 +115,15 @@ func (t *times) judge() State {
 
 // clear tells whether more tries would not change the verdict.
 func (t *times) clear() bool {
-	return t.judge() == Real || t.tries >= enough && t.inGuest() > 10*slowest*t.native
+	switch loop := t.inGuest(); {
+	case t.tries < enough:
+		return false
+	case t.judge() == Real:
+		// What rests on the difference of two times is wrong too where each short run was disturbed.
+		return loop == t.long || t.tries >= 2*enough
+	default:
+		return loop > 10*slowest*t.native
+	}
 }
 
 func failed(err error) Result {

@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -84,21 +86,26 @@ func TestMeasureTellsWhatIsWrongWithTheDevice(t *testing.T) {
 func TestJudge(t *testing.T) {
 	const us = time.Microsecond
 	type try struct{ long, short, native time.Duration }
+	repeat := func(n int, t try) []try { return slices.Repeat([]try{t}, n) }
 	for _, c := range []struct {
 		name  string
 		tries []try
 		want  State
 		clear bool // after the last of tries
 	}{
-		{"a processor", []try{{5 * us, 4 * us, us}}, Real, true},
+		{"a processor", repeat(3, try{5 * us, 4 * us, us}), Real, true},
+		{"a processor, too early to tell", repeat(2, try{5 * us, 4 * us, us}), Real, false},
 		{"a processor of a busy host, at first", []try{{300 * us, 20 * us, us}}, Emulated, false},
-		{"and then", []try{{300 * us, 20 * us, us}, {6 * us, 4 * us, us}}, Real, true},
-		{"an emulated processor", []try{{7900 * us, 1200 * us, 9 * us}, {2100 * us, 1900 * us, 9 * us}, {1900 * us, 3000 * us, 8 * us}}, Real, true},
+		{"and then", []try{{300 * us, 20 * us, us}, {6 * us, 4 * us, us}, {300 * us, 20 * us, us}}, Real, true},
+		{"an emulated processor", append(repeat(5, try{7900 * us, 1200 * us, 9 * us}), try{1900 * us, 3000 * us, 8 * us}), Real, true},
+		{"an emulated processor, too early to tell", repeat(5, try{1900 * us, 1200 * us, 8 * us}), Real, false},
 		{"one of which little is known", []try{{7900 * us, 7800 * us, 9 * us}}, Emulated, false},
 		{"one that was disturbed", []try{{7900 * us, 1200 * us, 9 * us}, {4100 * us, 1900 * us, 9 * us}, {3900 * us, 3000 * us, 8 * us}}, Emulated, false},
-		{"an interpreter", []try{{2300 * us, 30 * us, us}, {2250 * us, 20 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true},
-		{"an interpreter whose short run was disturbed", []try{{2300 * us, 2400 * us, us}, {2250 * us, 2300 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true},
-		{"an interpreter on a slow processor", []try{{40000 * us, 300 * us, 10 * us}, {40000 * us, 300 * us, 10 * us}, {40000 * us, 300 * us, 10 * us}}, Emulated, true},
+		{"an interpreter", repeat(3, try{2210 * us, 20 * us, us}), Emulated, true},
+		{"an interpreter beside which all else was disturbed at first", []try{{2300 * us, 2400 * us, 24 * us}}, Real, false},
+		{"and then", []try{{2300 * us, 2400 * us, 24 * us}, {2250 * us, 2300 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true},
+		{"an interpreter whose short run was disturbed", repeat(3, try{2210 * us, 2300 * us, us}), Real, false},
+		{"an interpreter on a slow processor", repeat(3, try{40000 * us, 300 * us, 10 * us}), Emulated, true},
 	} {
 		var all times
 		for _, try := range c.tries {
@@ -160,4 +167,30 @@ func TestMeasureOutlivesSignals(t *testing.T) {
 	}
 	close(stop)
 	<-stopped
+}
+
+// TestMeasureAgreesOnABusyMachine measures while every processor has more to do than it can.
+func TestMeasureAgreesOnABusyMachine(t *testing.T) {
+	want := Measure()
+	if want.State != Real && want.State != Emulated {
+		t.Skipf("no guest runs here: KVM is %s", want.State)
+	}
+	var stop atomic.Bool
+	var busy sync.WaitGroup
+	for range 4 * runtime.NumCPU() {
+		busy.Go(func() {
+			runtime.LockOSThread() // threads, so that the kernel divides the processors among them
+			for !stop.Load() {
+			}
+		})
+	}
+	defer busy.Wait()
+	defer stop.Store(true)
+	previous := runtime.GOMAXPROCS(4*runtime.NumCPU() + 1)
+	defer runtime.GOMAXPROCS(previous)
+	for range 40 {
+		if r := measure(Device); r.State != want.State {
+			t.Fatalf("KVM is %s (loop %v, natively %v) on a busy machine, %s before", r.State, r.Loop, r.Native, want.State)
+		}
+	}
 }
