@@ -42,6 +42,7 @@ type Host struct {
 	monitor *monitor
 	conn    *wire.Conn
 	boots   bool          // in place of going on from where it was saved
+	still   time.Duration // stillWork
 	ended   chan struct{} // closed when the emulator has ended
 
 	mu      sync.Mutex // guards all below
@@ -139,7 +140,7 @@ func launch(m Machine, saving bool) (*Host, error) {
 	if err != nil {
 		return nil, err
 	}
-	h := &Host{dir: dir, log: m.Log, boots: saving || m.Saved == "", ended: make(chan struct{}), alive: make(chan struct{}), jobs: map[int]*job{}}
+	h := &Host{dir: dir, log: m.Log, still: stillWork, boots: saving || m.Saved == "", ended: make(chan struct{}), alive: make(chan struct{}), jobs: map[int]*job{}}
 	if h.log == "" {
 		h.log = filepath.Join(dir, "console")
 	}

@@ -121,8 +121,14 @@ func (r *Runner) once(ctx context.Context, s Suite, tests []string, sub string, 
 	}
 	command := Command{
 		Args: []string{filepath.Join("/src", brought, s.program()), "-test.v=test2json", "-test.run", run, "-test.timeout=3h"},
-		Env:  append([]string{"HUSK_TEST_VM=1", "HUSK_TEST_HOST=1", "HUSK_TEST_PROGRAMS=/src/" + brought}, s.Env...),
+		Env:  []string{"HUSK_TEST_VM=1", "HUSK_TEST_HOST=1", "HUSK_TEST_PROGRAMS=/src/" + brought},
 		Dir:  filepath.Join("/src", s.Package),
+	}
+	for _, file := range s.Without {
+		if err := r.move(ctx, file, file+".away"); err != nil {
+			return 0, err
+		}
+		defer func() { err = errors.Join(err, r.move(ctx, file+".away", file)) }()
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -140,6 +146,16 @@ func (r *Runner) once(ctx context.Context, s Suite, tests []string, sub string, 
 		err = cause
 	}
 	return code, errors.Join(err, finish(err == nil))
+}
+
+// move renames a file of the host.
+func (r *Runner) move(ctx context.Context, from, to string) error {
+	var said bytes.Buffer
+	code, err := r.host.Run(ctx, Command{Args: []string{"mv", from, to}}, &said)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("move %s of the host away: %s", from, strings.TrimSpace(said.String()))
+	}
+	return err
 }
 
 type writerFunc func(p []byte) (int, error)

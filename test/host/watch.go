@@ -69,7 +69,7 @@ func (h *Host) watch() {
 		case <-time.After(time.Second):
 		}
 		h.mu.Lock()
-		signs, limit := h.signs+len(h.console()), stillWork
+		signs, limit := h.signs+len(h.console()), h.still
 		if h.boots && h.signs == 0 {
 			limit = bootWork
 		}
