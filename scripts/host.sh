@@ -2,6 +2,7 @@
 # The test host: a Debian in an emulated machine that has hardware virtualisation (CONTRIBUTING.md, "The test host").
 #   host.sh image HOST                  makes it, and saves it once it is up; both are cached. HOST: debian12, debian13 or sid
 #   host.sh test HOST [-run RE] SUITE...    runs suites of this tree's tests in it
+#   host.sh shell HOST SCRIPT           runs bash -c SCRIPT in it, in this tree
 # HOST_QEMU names another emulator than the distribution's; HOST_SAVED=no boots the host each time.
 set -euo pipefail
 
@@ -45,8 +46,12 @@ test)
 	done
 	exec build/test-host/testhost test -qemu "$qemu" -saved "$saved" "${flags[@]}" "$image" "$@"
 	;;
+shell)
+	make_ready "$2"
+	exec build/test-host/testhost shell -qemu "$qemu" -saved "$saved" "$image" "$3"
+	;;
 *)
-	sed -n '2,5s/^# *//p' "$0" >&2
+	sed -n '2,6s/^# *//p' "$0" >&2
 	exit 2
 	;;
 esac

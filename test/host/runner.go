@@ -12,6 +12,8 @@ import (
 	"regexp"
 	"strings"
 	"time"
+
+	"husk.dev/husk/test/host/wire"
 )
 
 // lives is how many hosts one suite may use up: each that is lost is replaced.
@@ -120,9 +122,9 @@ func (r *Runner) once(ctx context.Context, s Suite, tests []string, sub string, 
 		run += "/" + sub
 	}
 	command := Command{
-		Args: []string{filepath.Join("/src", brought, s.program()), "-test.v=test2json", "-test.run", run, "-test.timeout=3h"},
-		Env:  []string{"HUSK_TEST_VM=1", "HUSK_TEST_HOST=1", "HUSK_TEST_PROGRAMS=/src/" + brought},
-		Dir:  filepath.Join("/src", s.Package),
+		Args: []string{filepath.Join(wire.Source, brought, s.program()), "-test.v=test2json", "-test.run", run, "-test.timeout=3h"},
+		Env:  []string{"HUSK_TEST_VM=1", "HUSK_TEST_HOST=1", "HUSK_TEST_PROGRAMS=" + filepath.Join(wire.Source, brought)},
+		Dir:  filepath.Join(wire.Source, s.Package),
 	}
 	for _, file := range s.Without {
 		if err := r.move(ctx, file, file+".away"); err != nil {

@@ -29,8 +29,10 @@ const (
 )
 
 const (
-	// iterations of the guest's loop: a microsecond on a processor, 2 ms and more interpreted.
-	iterations = 2500
+	// few turns of the guest's loop take a processor a microsecond, an interpreter 2 ms and more.
+	few = 2500
+	// many turns are for hosts on which it takes milliseconds to enter a guest, which are emulated themselves.
+	many = 16 * few
 	// slowest is how many times longer than outside of a guest the loop may take and still count as real. A processor takes
 	// as long in both, plus some microseconds to enter a guest and to leave it; interpreters take 1,000 times as long and more.
 	slowest = 100
@@ -39,10 +41,10 @@ const (
 	// enough tries make a verdict: each time may be of a moment in which the host ran something else. One such moment in the
 	// loop outside of the guest makes an interpreter look fast.
 	enough = 3
-	// natives is how often each try runs the loop outside of a guest, where it takes a microsecond.
+	// natives is how often each try runs the loop outside of a guest.
 	natives = 20
 	// patience bounds all tries together.
-	patience = 250 * time.Millisecond
+	patience = time.Second
 )
 
 // Result is what a measurement found.
@@ -64,8 +66,8 @@ func (r Result) Slowdown() float64 {
 }
 
 // Measure runs a guest of three instructions and judges by its speed, compared with that of the same loop outside of it: a
-// slow processor, or an emulated one, is slow in both. It takes at most a quarter of a second, and measures once in the life
-// of a process.
+// slow processor, or an emulated one, is slow in both. It takes some milliseconds, at most a second, and measures once in
+// the life of a process.
 var Measure = sync.OnceValue(func() Result { return measure(Device) })
 
 func measure(device string) Result {
@@ -78,13 +80,13 @@ func measure(device string) Result {
 	if err != nil {
 		return failed(fmt.Errorf("run a guest on %s: %w", device, err))
 	}
-	return Result{State: t.judge(), Loop: t.inGuest(), Native: t.native}
+	return Result{State: t.judge(), Loop: t.long, Native: t.native}
 }
 
-// times are the shortest ones of what was measured so far.
+// times are the shortest ones of what was measured so far, with one number of turns.
 type times struct {
 	tries       int
-	long, short time.Duration // of a guest that runs the whole loop, and of one that runs it once: entering and leaving it
+	long, short time.Duration // of a guest that runs the whole loop, and of one that turns once: entering and leaving it
 	native      time.Duration // of the whole loop outside of a guest
 }
 
@@ -97,17 +99,8 @@ func (t *times) add(long, short, native time.Duration) {
 	t.long, t.short, t.native = min(t.long, long), min(t.short, short), min(t.native, native)
 }
 
-// inGuest is how long the loop takes in the guest. Where a guest can be entered and left quickly that is no matter; where
-// that takes milliseconds, on an emulated processor, it is the difference that tells.
-func (t *times) inGuest() time.Duration {
-	if t.long <= slowest*t.native || t.tries < enough {
-		return t.long
-	}
-	return max(0, t.long-t.short)
-}
-
 func (t *times) judge() State {
-	if t.inGuest() > slowest*t.native {
+	if t.long > slowest*t.native {
 		return Emulated
 	}
 	return Real
@@ -115,16 +108,11 @@ func (t *times) judge() State {
 
 // clear tells whether more tries would not change the verdict.
 func (t *times) clear() bool {
-	switch loop := t.inGuest(); {
-	case t.tries < enough:
-		return false
-	case t.judge() == Real:
-		// What rests on the difference of two times is wrong too where each short run was disturbed.
-		return loop == t.long || t.tries >= 2*enough
-	default:
-		return loop > 10*slowest*t.native
-	}
+	return t.tries >= enough && (t.judge() == Real || t.long > 10*slowest*t.native && !t.blurred())
 }
+
+// blurred tells whether the loop takes too long in the guest because entering it does: then more turns tell.
+func (t *times) blurred() bool { return t.judge() == Emulated && t.short > t.long/2 }
 
 func failed(err error) Result {
 	switch {

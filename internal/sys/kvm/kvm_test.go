@@ -92,27 +92,27 @@ func TestJudge(t *testing.T) {
 		tries []try
 		want  State
 		clear bool // after the last of tries
+		blur  bool
 	}{
-		{"a processor", repeat(3, try{5 * us, 4 * us, us}), Real, true},
-		{"a processor, too early to tell", repeat(2, try{5 * us, 4 * us, us}), Real, false},
-		{"a processor of a busy host, at first", []try{{300 * us, 20 * us, us}}, Emulated, false},
-		{"and then", []try{{300 * us, 20 * us, us}, {6 * us, 4 * us, us}, {300 * us, 20 * us, us}}, Real, true},
-		{"an emulated processor", append(repeat(5, try{7900 * us, 1200 * us, 9 * us}), try{1900 * us, 3000 * us, 8 * us}), Real, true},
-		{"an emulated processor, too early to tell", repeat(5, try{1900 * us, 1200 * us, 8 * us}), Real, false},
-		{"one of which little is known", []try{{7900 * us, 7800 * us, 9 * us}}, Emulated, false},
-		{"one that was disturbed", []try{{7900 * us, 1200 * us, 9 * us}, {4100 * us, 1900 * us, 9 * us}, {3900 * us, 3000 * us, 8 * us}}, Emulated, false},
-		{"an interpreter", repeat(3, try{2210 * us, 20 * us, us}), Emulated, true},
-		{"an interpreter beside which all else was disturbed at first", []try{{2300 * us, 2400 * us, 24 * us}}, Real, false},
-		{"and then", []try{{2300 * us, 2400 * us, 24 * us}, {2250 * us, 2300 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true},
-		{"an interpreter whose short run was disturbed", repeat(3, try{2210 * us, 2300 * us, us}), Real, false},
-		{"an interpreter on a slow processor", repeat(3, try{40000 * us, 300 * us, 10 * us}), Emulated, true},
+		{"a processor", repeat(3, try{5 * us, 4 * us, us}), Real, true, false},
+		{"a processor, too early to tell", repeat(2, try{5 * us, 4 * us, us}), Real, false, false},
+		{"a processor of a busy host, at first", []try{{300 * us, 20 * us, us}}, Emulated, false, false},
+		{"and then", []try{{300 * us, 20 * us, us}, {6 * us, 4 * us, us}, {300 * us, 20 * us, us}}, Real, true, false},
+		{"an emulated processor, few turns", repeat(3, try{1900 * us, 1200 * us, 8 * us}), Emulated, false, true},
+		{"an emulated processor, many turns", repeat(3, try{3900 * us, 1200 * us, 150 * us}), Real, true, false},
+		{"an interpreter", repeat(3, try{2210 * us, 20 * us, us}), Emulated, true, false},
+		{"an interpreter beside which all else was disturbed at first", []try{{2300 * us, 2400 * us, 24 * us}}, Real, false, false},
+		{"and then", []try{{2300 * us, 2400 * us, 24 * us}, {2250 * us, 2300 * us, us}, {2210 * us, 20 * us, us}}, Emulated, true, false},
+		{"an interpreter whose short run was disturbed", repeat(3, try{2210 * us, 2300 * us, us}), Emulated, false, true},
+		{"and many turns", repeat(3, try{35000 * us, 2300 * us, 16 * us}), Emulated, true, false},
+		{"an interpreter on a slow processor", repeat(3, try{40000 * us, 300 * us, 10 * us}), Emulated, true, false},
 	} {
 		var all times
 		for _, try := range c.tries {
 			all.add(try.long, try.short, try.native)
 		}
-		if got := all.judge(); got != c.want || all.clear() != c.clear {
-			t.Errorf("%s: %s, clear %v, want %s, %v", c.name, got, all.clear(), c.want, c.clear)
+		if got := all.judge(); got != c.want || all.clear() != c.clear || all.blurred() != c.blur {
+			t.Errorf("%s: %s, clear %v, blurred %v, want %s, %v, %v", c.name, got, all.clear(), all.blurred(), c.want, c.clear, c.blur)
 		}
 	}
 }

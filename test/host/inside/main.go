@@ -14,9 +14,6 @@ import (
 	"husk.dev/husk/test/host/wire"
 )
 
-// source is where the tree is, writable, as tests expect it.
-const source = "/src"
-
 func main() {
 	fmt.Fprintln(os.Stderr, "test host:", serve()) // which goes on until the host ends, or something fails
 	os.Exit(1)
@@ -25,13 +22,13 @@ func main() {
 // serve does what it is told to.
 func serve() error {
 	const upper, scratch = "/var/lib/husk-test/upper", "/var/lib/husk-test/scratch"
-	for _, dir := range []string{source, upper, scratch} {
+	for _, dir := range []string{wire.Source, upper, scratch} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return err
 		}
 	}
-	if err := syscall.Mount("overlay", source, "overlay", 0, "lowerdir=/tree,upperdir="+upper+",workdir="+scratch); err != nil {
-		return fmt.Errorf("mount the tree at %s: %w", source, err)
+	if err := syscall.Mount("overlay", wire.Source, "overlay", 0, "lowerdir=/tree,upperdir="+upper+",workdir="+scratch); err != nil {
+		return fmt.Errorf("mount the tree at %s: %w", wire.Source, err)
 	}
 	port, err := os.OpenFile("/dev/virtio-ports/"+wire.Port, os.O_RDWR, 0)
 	if err != nil {

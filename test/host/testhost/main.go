@@ -4,6 +4,7 @@
 //	testhost image HOST DIR          make the image of a host
 //	testhost save [-qemu Q] IMAGE DIR     boot a host and save it
 //	testhost test [-qemu Q] [-saved DIR] [-run RE] [-out DIR] IMAGE SUITE...
+//	testhost shell [-qemu Q] [-saved DIR] [-out DIR] IMAGE SCRIPT    run bash -c SCRIPT in a host, in the tree
 package main
 
 import (
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"husk.dev/husk/test/host"
+	"husk.dev/husk/test/host/wire"
 )
 
 func main() {
@@ -30,7 +32,7 @@ func main() {
 	}
 }
 
-var errUsage = errors.New("usage: testhost key|image|save|test|suites ... (go doc says more)")
+var errUsage = errors.New("usage: testhost key|image|save|test|shell|suites ... (go doc says more)")
 
 func command(ctx context.Context, args []string) error {
 	if len(args) == 0 {
@@ -66,6 +68,9 @@ func command(ctx context.Context, args []string) error {
 	case args[0] == "test" && len(rest) >= 2:
 		m.Image = rest[0]
 		return test(ctx, m, rest[1:], *run, *out)
+	case args[0] == "shell" && len(rest) == 2:
+		m.Image = rest[0]
+		return shell(ctx, m, rest[1], *out)
 	}
 	return errUsage
 }
@@ -87,15 +92,10 @@ func test(ctx context.Context, m host.Machine, names []string, run, out string) 
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(out, 0o755); err != nil {
-		return err
-	}
 	start := time.Now()
-	m.Tree = filepath.Join(out, "tree.img")
-	if err := host.MakeTree(ctx, ".", m.Tree, suites); err != nil {
+	if err := bring(ctx, &m, suites, out); err != nil {
 		return err
 	}
-	fmt.Printf("host: made the tree in %.1f s\n", time.Since(start).Seconds())
 	top, err := filepath.Abs(".") // programs run in other directories
 	if err != nil {
 		return err
@@ -117,4 +117,36 @@ func test(ctx context.Context, m host.Machine, names []string, run, out string) 
 		return fmt.Errorf("%d of %d suites failed", failed, len(suites))
 	}
 	return nil
+}
+
+// bring makes the disk with the tree and what the suites need, below out.
+func bring(ctx context.Context, m *host.Machine, suites []host.Suite, out string) error {
+	if err := os.MkdirAll(out, 0o755); err != nil {
+		return err
+	}
+	start := time.Now()
+	m.Tree = filepath.Join(out, "tree.img")
+	if err := host.MakeTree(ctx, ".", m.Tree, suites); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "host: made the tree in %.1f s\n", time.Since(start).Seconds())
+	return nil
+}
+
+// shell runs a script in a host, and prints what it prints.
+func shell(ctx context.Context, m host.Machine, script, out string) error {
+	if err := bring(ctx, &m, nil, out); err != nil {
+		return err
+	}
+	m.Log = filepath.Join(out, "console-shell.log")
+	h, err := host.Start(ctx, m)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	code, err := h.Run(ctx, host.Command{Args: []string{"/bin/bash", "-c", script}, Dir: wire.Source}, os.Stdout)
+	if err == nil && code != 0 {
+		err = fmt.Errorf("the script ended with %d", code)
+	}
+	return err
 }

@@ -14,6 +14,9 @@ const (
 	Disk = "husk-tree"
 )
 
+// Source is where in the host the tree is, writable, as tests expect it.
+const Source = "/src"
+
 // Kinds of messages. Alive, Output and Exit come from the host.
 const (
 	Clock  = "clock"  // Time is the time of day, in nanoseconds since 1970
