@@ -41,8 +41,8 @@ func (r *Runner) Close() {
 	}
 }
 
-// Suite runs one and tells whether all was well. Events of its tests, as go test -json has them, go to Out/NAME.json, what the
-// host said to Out/console-N.log, and where something failed its journal to Out/NAME.journal.
+// Suite runs one and tells whether all was well. Events of its tests, as go test -json has them, go to Out/NAME.json, what
+// they print to Out/NAME.log as it comes, what the host said to Out/console-N.log, and where something failed its journal to Out/NAME.journal.
 func (r *Runner) Suite(ctx context.Context, s Suite) (bool, error) {
 	all, sub, err := r.list(ctx, s)
 	if err != nil {
@@ -53,9 +53,14 @@ func (r *Runner) Suite(ctx context.Context, s Suite) (bool, error) {
 		return false, err
 	}
 	defer file.Close()
+	log, err := os.Create(filepath.Join(r.Out, s.Name+".log"))
+	if err != nil {
+		return false, err
+	}
+	defer log.Close()
 	events := &events{package_: module + s.Package, out: file, say: r.Say, done: map[string]bool{}}
 	for life := 1; ; life++ {
-		code, err := r.once(ctx, s, remaining(all, events.done), sub, events)
+		code, err := r.once(ctx, s, remaining(all, events.done), sub, events, log)
 		var lost *LostError
 		switch {
 		case errors.As(err, &lost) && life < lives:
@@ -109,7 +114,7 @@ func remaining(all []string, done map[string]bool) (left []string) {
 }
 
 // once runs the tests in the host that is there, or in a new one.
-func (r *Runner) once(ctx context.Context, s Suite, tests []string, sub string, e *events) (code int, err error) {
+func (r *Runner) once(ctx context.Context, s Suite, tests []string, sub string, e *events, log io.Writer) (code int, err error) {
 	if err := r.ensure(ctx); err != nil {
 		return 0, err
 	}
@@ -142,6 +147,7 @@ func (r *Runner) once(ctx context.Context, s Suite, tests []string, sub string, 
 	}
 	code, err = r.host.Run(ctx, command, writerFunc(func(p []byte) (int, error) {
 		quiet.Reset(silence)
+		_, _ = log.Write(p) // for whoever does not want to wait
 		return sink.Write(p)
 	}))
 	if cause := context.Cause(ctx); cause != nil {
