@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -28,28 +29,48 @@ func CopySparse(target, source *os.File) error {
 	if err := target.Truncate(info.Size()); err != nil {
 		return err
 	}
-	for offset := int64(0); offset < info.Size(); {
-		start, err := source.Seek(offset, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) { // only a hole is left
-			return nil
-		}
+	for part, err := range DataParts(source, info.Size()) {
 		if err != nil {
 			return err
 		}
-		end, err := source.Seek(start, unix.SEEK_HOLE)
-		if err != nil {
+		if _, err := target.Seek(part.Offset, io.SeekStart); err != nil {
 			return err
 		}
-		if _, err := target.Seek(start, io.SeekStart); err != nil {
+		if _, err := source.Seek(part.Offset, io.SeekStart); err != nil {
 			return err
 		}
-		if _, err := source.Seek(start, io.SeekStart); err != nil {
+		if _, err := io.CopyN(target, source, part.Length); err != nil {
 			return err
 		}
-		if _, err := io.CopyN(target, source, end-start); err != nil {
-			return err
-		}
-		offset = end
 	}
 	return nil
+}
+
+// Part is a piece of a file, in bytes.
+type Part struct{ Offset, Length int64 }
+
+// DataParts yields in order the parts of the first size bytes of a file that hold data; between them are holes, which read as
+// zeros (lseek(2)). It moves the file's offset.
+func DataParts(f *os.File, size int64) iter.Seq2[Part, error] {
+	return func(yield func(Part, error) bool) {
+		for offset := int64(0); offset < size; {
+			start, err := f.Seek(offset, unix.SEEK_DATA)
+			if errors.Is(err, unix.ENXIO) { // only a hole is left
+				return
+			}
+			if err != nil {
+				yield(Part{}, err)
+				return
+			}
+			end, err := f.Seek(start, unix.SEEK_HOLE)
+			if err != nil {
+				yield(Part{}, err)
+				return
+			}
+			if start >= size || !yield(Part{start, min(end, size) - start}, nil) {
+				return
+			}
+			offset = end
+		}
+	}
 }

@@ -231,7 +231,7 @@ func record(path string) (File, error) {
 		return File{}, err
 	}
 	f, err := look(path)
-	f.SHA256 = sum
+	f.Sum = sum
 	return f, err
 }
 

@@ -202,7 +202,7 @@ func TestVerifyReads(t *testing.T) {
 	if err := s.Verify(key); err != nil {
 		t.Fatal(err)
 	}
-	rewrite(func(r *Template) { r.Memory.SHA256 = strings.Repeat("0", 64) })(t, s.path(key))
+	rewrite(func(r *Template) { r.Memory.Sum = strings.Repeat("0", 64) })(t, s.path(key))
 	if _, err := s.Find(key); err != nil {
 		t.Errorf("Find: %v", err)
 	}
@@ -316,5 +316,65 @@ func TestListOrder(t *testing.T) {
 	write(t, filepath.Join(s.path(keys[2]), recordFile), "garbage")
 	if got := order(); got != "[1 2]" {
 		t.Errorf("order %s with one damaged, want [1 2]", got)
+	}
+}
+
+// TestHash: the sum tells files apart by what is read from them, not by where they have holes.
+func TestHash(t *testing.T) {
+	const size = 10*hashBlock + 100
+	write := func(holes bool, changes map[int64]byte) string {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "file")
+		f, err := os.Create(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if !holes {
+			_, err = f.Write(make([]byte, size))
+		}
+		if err == nil {
+			err = f.Truncate(size)
+		}
+		for at, b := range changes {
+			if err == nil {
+				_, err = f.WriteAt([]byte{b}, at)
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		sum, err := hash(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sum
+	}
+	seen := map[string]string{}
+	for name, changes := range map[string]map[int64]byte{
+		"zeros":              nil,
+		"first byte":         {0: 1},
+		"second block":       {hashBlock: 1},
+		"two in a block":     {3 * hashBlock: 1, 4*hashBlock - 1: 1},
+		"another in a block": {3 * hashBlock: 1, 4*hashBlock - 2: 1},
+		"another value":      {hashBlock: 2},
+		"last byte":          {size - 1: 1},
+		"all of them":        {0: 1, hashBlock: 1, 5 * hashBlock: 3, size - 1: 1},
+	} {
+		sparse, full := write(true, changes), write(false, changes)
+		if sparse != full {
+			t.Errorf("%s: %s with holes, %s without", name, sparse, full)
+		}
+		if other, ok := seen[sparse]; ok {
+			t.Errorf("%s and %s have one sum", name, other)
+		}
+		seen[sparse] = name
+	}
+	path := filepath.Join(t.TempDir(), "longer")
+	if err := os.WriteFile(path, make([]byte, size+1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if sum, err := hash(path); err != nil || seen[sum] != "" {
+		t.Errorf("zeros of another length: %v, the sum of %q", err, seen[sum])
 	}
 }
