@@ -18,6 +18,10 @@ type Suite struct {
 // Suites are those that the host is for, the shortest first.
 var Suites = []Suite{
 	{
+		Name: "short", Package: "test/kvm", Run: "^TestShort$",
+		About: "boot, template, exec, volume, network, pod, kill: what continuous integration runs",
+	},
+	{
 		Name: "smoke", Package: "test/kvm", Run: "^TestSmoke",
 		About: "whether husk finds KVM and everything runs once: boot, template, exec, volume, network, pod, deaths, channels",
 	},

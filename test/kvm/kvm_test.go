@@ -76,7 +76,13 @@ func TestSmoke(t *testing.T) {
 	passes(t)
 }
 
-// TestSmokeSerial does so where a guest has no vsock, with the steps in which the channel has a part.
+// TestShort runs the steps of it that meet KVM most.
+func TestShort(t *testing.T) {
+	need(t)
+	passes(t, "boot", "template", "exec", "volume", "network", "pod", "kill-qemu")
+}
+
+// TestSmokeSerial runs it where a guest has no vsock, the steps in which the channel has a part.
 func TestSmokeSerial(t *testing.T) {
 	need(t)
 	const device, away = "/dev/vhost-vsock", "/dev/vhost-vsock.away"
