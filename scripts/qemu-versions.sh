@@ -10,42 +10,13 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 . "$top/scripts/cache.sh"
 # shellcheck source=scripts/debian.sh
 . "$top/scripts/debian.sh"
+# shellcheck source=scripts/qemu.sh
+. "$top/scripts/qemu.sh"
 cd "$top"
 go=$(scripts/go.sh --path)
 
 # The end-to-end tests that meet QEMU most: each way to start a VM, what is plugged, saved and killed, volumes and networks.
 core='^(TestRunPrintsAndExits|TestExec|TestBindMounts|TestTemplateStarts|TestTemplateCard|TestTemplateMissingSize|TestPod|TestPodMemory|TestPodMonitorKilled|TestNetworkFollows|TestNetworkUser|TestOOM|TestImageOnQ35|TestFaultEndsContainer)$'
-
-# unpack RELEASE DIR fetches the programs of a release and unpacks them and all that they need into DIR.
-# shellcheck disable=SC2317 # cached calls it
-unpack() {
-	local work=$2.work package
-	debian_apt "$1" "$work" || return
-	apt-get "${debian_apt[@]}" install -y --no-install-recommends --download-only -o Debug::NoLocking=1 \
-		qemu-system-x86 qemu-system-data virtiofsd || return
-	mkdir -p "$2" || return
-	for package in "$work"/cache/archives/*.deb; do
-		dpkg-deb -x "$package" "$2" || return
-	done
-	[ -e "$2/lib64" ] || ln -s usr/lib64 "$2/lib64" || return
-	rm -rf "$work" "$2"/usr/share/{doc,man,locale}
-}
-
-# fetched RELEASE prints the directory that holds the programs of a release, those of this month.
-fetched() {
-	cached "qemu-$1" "$({ date +%Y%m && cat "$top/scripts/qemu-versions.sh" "$top/scripts/debian.sh"; } | hash_of)" unpack "$1"
-}
-
-# place FROM DIR copies a release's programs to where husk's user for monitors may run them, and has them use their own loader
-# and libraries, by their paths there.
-place() {
-	local program
-	cp -a --reflink=auto "$1" "$2" || return
-	chmod 755 "$2" || return
-	for program in "$2/usr/bin/qemu-system-x86_64" "$2/usr/libexec/virtiofsd"; do
-		patchelf --set-interpreter "$2/lib64/ld-linux-x86-64.so.2" --force-rpath --set-rpath "$2/usr/lib/x86_64-linux-gnu" "$program" || return
-	done
-}
 
 # try RELEASE DIR runs the tests with what is in DIR.
 try() {
@@ -66,12 +37,12 @@ chmod 755 "$work"
 "$go" build -o "$work/testreport" ./internal/testenv/testreport
 status=0
 for release; do
-	unpacked=$(fetched "$release") || {
+	unpacked=$(qemu_fetched "$release") || {
 		echo "qemu-versions.sh: the packages of Debian's $release cannot be fetched" >&2
 		[ $status != 0 ] || status=75 # which must not hide that the tests failed with another
 		continue
 	}
-	place "$unpacked" "$work/$release"
+	qemu_place "$unpacked" "$work/$release"
 	try "$release" "$work/$release" || status=1
 	rm -rf "${work:?}/$release"
 done
