@@ -223,6 +223,9 @@ func TestErrSaysHowTheGuestEnded(t *testing.T) {
 // TestGuestThatSpeaksGarbage: a guest that breaks the channel's protocol loses its connections, and
 // costs its owner neither memory nor a hang.
 func TestGuestThatSpeaksGarbage(t *testing.T) {
+	if _, err := os.Stat("/dev/vhost-vsock"); err == nil {
+		t.Skip("guests are reached by vsock here, whose protocol is the kernels' own")
+	}
 	vmmtest.CheckLeaks(t)
 	target := target(t, microvm)
 	target.Spec.Cmdline = "husktest.garbage"
