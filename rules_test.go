@@ -34,7 +34,7 @@ var layers = []layer{
 	{
 		[]string{
 			"internal/assets", "internal/channel", "internal/child", "internal/cleanup", "internal/config",
-			"internal/fdpass", "internal/hook", "internal/hostcgroup", "internal/image", "internal/logfile",
+			"internal/fdpass", "internal/filetar", "internal/hook", "internal/hostcgroup", "internal/image", "internal/logfile",
 			"internal/ocispec", "internal/state", "internal/testenv/...", "internal/turn",
 		}, []string{"internal/sys/...", "internal/cleanup"},
 		"leaves: each is understood and tested by itself",
@@ -81,8 +81,8 @@ var layers = []layer{
 	},
 	{
 		[]string{"internal/agent", "internal/agent/boot"},
-		[]string{"internal/agent/...", "api/agent/v1", "internal/channel", "internal/cleanup", "internal/sys/..."},
-		"the guest's process 1 is small and knows nothing of the host",
+		[]string{"internal/agent/...", "api/agent/v1", "internal/channel", "internal/cleanup", "internal/filetar", "internal/sys/..."},
+		"the guest's process 1 is small and knows nothing of the host; files cross as tar streams, which both sides read and write",
 	},
 	{
 		[]string{
@@ -162,7 +162,7 @@ var layers = []layer{
 		[]string{"internal/cli"},
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
-			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/forward", "internal/hook",
+			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/filetar", "internal/forward", "internal/hook",
 			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/selftest/...", "internal/shim", "internal/state",
 			"internal/storage/...", "internal/sys/...", "internal/template", "internal/tracing", "internal/vmm",
 		},
