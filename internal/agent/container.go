@@ -55,9 +55,10 @@ type container struct {
 	procs *processes
 
 	// op is held by whoever changes the container's state, over the change.
-	op   sync.Mutex
-	root *mnt.Root      // guarded by op
-	undo *cleanup.Stack // what deleting the container runs; nil before and after its life; guarded by op
+	op    sync.Mutex
+	root  *mnt.Root      // guarded by op
+	files copyFrom       // guarded by op
+	undo  *cleanup.Stack // what deleting the container runs; nil before and after its life; guarded by op
 
 	mu    sync.Mutex
 	state state     // guarded by mu
@@ -222,20 +223,9 @@ func (a *Agent) run(ctx context.Context, c *container, bundle string, streams *s
 	c.pid, c.state = started.PID, created
 	c.mu.Unlock()
 	a.watchOOM(c)
-	holdMounts(started.PID, undo)
+	c.holdFiles(started.PID, undo)
 	go a.follow(c.id, "", c.procs, started, init, func(proc.Status) { a.initExited(c, private) })
 	return nil
-}
-
-// holdMounts keeps a container's mounts beyond its last process, until the container is removed. When the
-// kernel (seen in 6.1) unmounts a part of a share while a read ahead is under way in it, it panics: the
-// read's end is for an inode that is gone ("VFS: Busy inodes after unmount of virtiofs").
-func holdMounts(pid int, undo *cleanup.Stack) {
-	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", pid))
-	if err != nil {
-		return // the process has ended already
-	}
-	undo.Add(ns.Close)
 }
 
 // watchOOM begins to report OOM kills in the container. Where the guest has no memory controller there
@@ -411,6 +401,9 @@ func (a *Agent) remove(ctx context.Context, c *container) error {
 	c.mu.Unlock()
 	if forget != nil {
 		forget()
+	}
+	if err := a.endCopies(ctx, c); err != nil {
+		return err
 	}
 	undo := c.undo
 	c.undo = nil

@@ -56,6 +56,18 @@ func (p *processes) remove(id string) {
 	delete(p.live, id)
 }
 
+// added are the pids of those that calls have started beside init.
+func (p *processes) added() (pids []int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for id, process := range p.live {
+		if id != "" && process != nil {
+			pids = append(pids, process.pid)
+		}
+	}
+	return pids
+}
+
 // get returns a running process.
 func (p *processes) get(container, id string) (*process, error) {
 	p.mu.Lock()

@@ -31,6 +31,7 @@ func scenarios(t *testing.T, s *subject) {
 		{"shared namespaces", testNamespaces}, {"shell", testShell}, {"refusals", testRefusals},
 		{"output as a user", testUserOutput}, {"dies at once", testDiesAtOnce},
 		{"seccomp", testSeccomp},
+		{"copy", testCopy}, {"copy of users", testCopyUsers}, {"copy stopped", testCopyStopped}, {"copy paused", testCopyPaused},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, s) })
 	}

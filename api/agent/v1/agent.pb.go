@@ -1556,6 +1556,116 @@ func (x *ShellRequest) GetProgram() uint64 {
 	return 0
 }
 
+type CopyRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Container string                 `protobuf:"bytes,1,opt,name=container,proto3" json:"container,omitempty"`
+	Exec      string                 `protobuf:"bytes,2,opt,name=exec,proto3" json:"exec,omitempty"`            // unique in the container
+	Stdio     *Stdio                 `protobuf:"bytes,3,opt,name=stdio,proto3" json:"stdio,omitempty"`          // without a terminal
+	Path      string                 `protobuf:"bytes,4,opt,name=path,proto3" json:"path,omitempty"`            // in the container, at most 4,096 bytes
+	Into      bool                   `protobuf:"varint,5,opt,name=into,proto3" json:"into,omitempty"`           // the container, from standard input
+	Archive   bool                   `protobuf:"varint,6,opt,name=archive,proto3" json:"archive,omitempty"`     // keep users, groups and set-user-ID bits
+	Follow    bool                   `protobuf:"varint,7,opt,name=follow,proto3" json:"follow,omitempty"`       // out of the container: a symlink at the end of path
+	Directory bool                   `protobuf:"varint,8,opt,name=directory,proto3" json:"directory,omitempty"` // into the container: what comes is a directory
+	// Into the container: the first element of the stream's names. Empty: the stream is one of any tar program, and path is a
+	// directory that exists.
+	First         string `protobuf:"bytes,9,opt,name=first,proto3" json:"first,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyRequest) Reset() {
+	*x = CopyRequest{}
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyRequest) ProtoMessage() {}
+
+func (x *CopyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyRequest.ProtoReflect.Descriptor instead.
+func (*CopyRequest) Descriptor() ([]byte, []int) {
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *CopyRequest) GetContainer() string {
+	if x != nil {
+		return x.Container
+	}
+	return ""
+}
+
+func (x *CopyRequest) GetExec() string {
+	if x != nil {
+		return x.Exec
+	}
+	return ""
+}
+
+func (x *CopyRequest) GetStdio() *Stdio {
+	if x != nil {
+		return x.Stdio
+	}
+	return nil
+}
+
+func (x *CopyRequest) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *CopyRequest) GetInto() bool {
+	if x != nil {
+		return x.Into
+	}
+	return false
+}
+
+func (x *CopyRequest) GetArchive() bool {
+	if x != nil {
+		return x.Archive
+	}
+	return false
+}
+
+func (x *CopyRequest) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+func (x *CopyRequest) GetDirectory() bool {
+	if x != nil {
+		return x.Directory
+	}
+	return false
+}
+
+func (x *CopyRequest) GetFirst() string {
+	if x != nil {
+		return x.First
+	}
+	return ""
+}
+
 type ConnectRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Port          uint32                 `protobuf:"varint,1,opt,name=port,proto3" json:"port,omitempty"`
@@ -1566,7 +1676,7 @@ type ConnectRequest struct {
 
 func (x *ConnectRequest) Reset() {
 	*x = ConnectRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1578,7 +1688,7 @@ func (x *ConnectRequest) String() string {
 func (*ConnectRequest) ProtoMessage() {}
 
 func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[22]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1591,7 +1701,7 @@ func (x *ConnectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConnectRequest.ProtoReflect.Descriptor instead.
 func (*ConnectRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{22}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ConnectRequest) GetPort() uint32 {
@@ -1620,7 +1730,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1632,7 +1742,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[23]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1645,7 +1755,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{23}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SignalRequest) GetContainer() string {
@@ -1688,7 +1798,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1700,7 +1810,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[24]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1713,7 +1823,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{24}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ResizeRequest) GetContainer() string {
@@ -1754,7 +1864,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1766,7 +1876,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[25]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1779,7 +1889,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{25}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1809,7 +1919,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1821,7 +1931,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[26]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1834,7 +1944,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{26}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatsResponse) GetCpu() *CPUStats {
@@ -1880,7 +1990,7 @@ type CPUStats struct {
 
 func (x *CPUStats) Reset() {
 	*x = CPUStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1892,7 +2002,7 @@ func (x *CPUStats) String() string {
 func (*CPUStats) ProtoMessage() {}
 
 func (x *CPUStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[27]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1905,7 +2015,7 @@ func (x *CPUStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CPUStats.ProtoReflect.Descriptor instead.
 func (*CPUStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{27}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *CPUStats) GetUsageUsec() uint64 {
@@ -1967,7 +2077,7 @@ type MemoryStats struct {
 
 func (x *MemoryStats) Reset() {
 	*x = MemoryStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1979,7 +2089,7 @@ func (x *MemoryStats) String() string {
 func (*MemoryStats) ProtoMessage() {}
 
 func (x *MemoryStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[28]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1992,7 +2102,7 @@ func (x *MemoryStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MemoryStats.ProtoReflect.Descriptor instead.
 func (*MemoryStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{28}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *MemoryStats) GetUsage() uint64 {
@@ -2054,7 +2164,7 @@ type PidsStats struct {
 
 func (x *PidsStats) Reset() {
 	*x = PidsStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2066,7 +2176,7 @@ func (x *PidsStats) String() string {
 func (*PidsStats) ProtoMessage() {}
 
 func (x *PidsStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[29]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2079,7 +2189,7 @@ func (x *PidsStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PidsStats.ProtoReflect.Descriptor instead.
 func (*PidsStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{29}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *PidsStats) GetCurrent() uint64 {
@@ -2111,7 +2221,7 @@ type IOStats struct {
 
 func (x *IOStats) Reset() {
 	*x = IOStats{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2123,7 +2233,7 @@ func (x *IOStats) String() string {
 func (*IOStats) ProtoMessage() {}
 
 func (x *IOStats) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[30]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2136,7 +2246,7 @@ func (x *IOStats) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IOStats.ProtoReflect.Descriptor instead.
 func (*IOStats) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{30}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *IOStats) GetMajor() uint64 {
@@ -2190,7 +2300,7 @@ type ProcessesResponse struct {
 
 func (x *ProcessesResponse) Reset() {
 	*x = ProcessesResponse{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2202,7 +2312,7 @@ func (x *ProcessesResponse) String() string {
 func (*ProcessesResponse) ProtoMessage() {}
 
 func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[31]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2215,7 +2325,7 @@ func (x *ProcessesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ProcessesResponse.ProtoReflect.Descriptor instead.
 func (*ProcessesResponse) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{31}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ProcessesResponse) GetProcesses() []*Process {
@@ -2240,7 +2350,7 @@ type Process struct {
 
 func (x *Process) Reset() {
 	*x = Process{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2252,7 +2362,7 @@ func (x *Process) String() string {
 func (*Process) ProtoMessage() {}
 
 func (x *Process) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[32]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2265,7 +2375,7 @@ func (x *Process) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Process.ProtoReflect.Descriptor instead.
 func (*Process) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{32}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Process) GetPid() uint32 {
@@ -2333,7 +2443,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2345,7 +2455,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[33]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2358,7 +2468,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{33}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Event) GetContainer() string {
@@ -2441,7 +2551,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2453,7 +2563,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[34]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2466,7 +2576,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{34}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Exit) GetStatus() uint32 {
@@ -2491,7 +2601,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2503,7 +2613,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[35]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2516,7 +2626,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{35}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
 }
 
 type PutFilesRequest struct {
@@ -2531,7 +2641,7 @@ type PutFilesRequest struct {
 
 func (x *PutFilesRequest) Reset() {
 	*x = PutFilesRequest{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2543,7 +2653,7 @@ func (x *PutFilesRequest) String() string {
 func (*PutFilesRequest) ProtoMessage() {}
 
 func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[36]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2556,7 +2666,7 @@ func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutFilesRequest) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{36}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *PutFilesRequest) GetName() string {
@@ -2595,7 +2705,7 @@ type File struct {
 
 func (x *File) Reset() {
 	*x = File{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2607,7 +2717,7 @@ func (x *File) String() string {
 func (*File) ProtoMessage() {}
 
 func (x *File) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[37]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2620,7 +2730,7 @@ func (x *File) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use File.ProtoReflect.Descriptor instead.
 func (*File) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{37}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *File) GetPath() string {
@@ -2677,7 +2787,7 @@ type Mounts struct {
 
 func (x *Mounts) Reset() {
 	*x = Mounts{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2689,7 +2799,7 @@ func (x *Mounts) String() string {
 func (*Mounts) ProtoMessage() {}
 
 func (x *Mounts) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[38]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2702,7 +2812,7 @@ func (x *Mounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mounts.ProtoReflect.Descriptor instead.
 func (*Mounts) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{38}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Mounts) GetAll() []*Mounted {
@@ -2723,7 +2833,7 @@ type Mounted struct {
 
 func (x *Mounted) Reset() {
 	*x = Mounted{}
-	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2735,7 +2845,7 @@ func (x *Mounted) String() string {
 func (*Mounted) ProtoMessage() {}
 
 func (x *Mounted) ProtoReflect() protoreflect.Message {
-	mi := &file_api_agent_v1_agent_proto_msgTypes[39]
+	mi := &file_api_agent_v1_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2748,7 +2858,7 @@ func (x *Mounted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mounted.ProtoReflect.Descriptor instead.
 func (*Mounted) Descriptor() ([]byte, []int) {
-	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{39}
+	return file_api_agent_v1_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Mounted) GetTarget() string {
@@ -2889,7 +2999,17 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x04exec\x18\x01 \x01(\tR\x04exec\x12*\n" +
 	"\x05stdio\x18\x02 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12\x18\n" +
-	"\aprogram\x18\x04 \x01(\x04R\aprogram\"<\n" +
+	"\aprogram\x18\x04 \x01(\x04R\aprogram\"\xf9\x01\n" +
+	"\vCopyRequest\x12\x1c\n" +
+	"\tcontainer\x18\x01 \x01(\tR\tcontainer\x12\x12\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\x12*\n" +
+	"\x05stdio\x18\x03 \x01(\v2\x14.husk.agent.v1.StdioR\x05stdio\x12\x12\n" +
+	"\x04path\x18\x04 \x01(\tR\x04path\x12\x12\n" +
+	"\x04into\x18\x05 \x01(\bR\x04into\x12\x18\n" +
+	"\aarchive\x18\x06 \x01(\bR\aarchive\x12\x16\n" +
+	"\x06follow\x18\a \x01(\bR\x06follow\x12\x1c\n" +
+	"\tdirectory\x18\b \x01(\bR\tdirectory\x12\x14\n" +
+	"\x05first\x18\t \x01(\tR\x05first\"<\n" +
 	"\x0eConnectRequest\x12\x12\n" +
 	"\x04port\x18\x01 \x01(\rR\x04port\x12\x16\n" +
 	"\x06stream\x18\x02 \x01(\x04R\x06stream\"k\n" +
@@ -2981,7 +3101,7 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"\x03all\x18\x01 \x03(\v2\x16.husk.agent.v1.MountedR\x03all\"9\n" +
 	"\aMounted\x12\x16\n" +
 	"\x06target\x18\x01 \x01(\tR\x06target\x12\x16\n" +
-	"\x06source\x18\x02 \x01(\tR\x06source2\xc6\v\n" +
+	"\x06source\x18\x02 \x01(\tR\x06source2\x87\f\n" +
 	"\x05Agent\x12B\n" +
 	"\x05Hello\x12\x1b.husk.agent.v1.HelloRequest\x1a\x1c.husk.agent.v1.HelloResponse\x12?\n" +
 	"\x04Ping\x12\x1a.husk.agent.v1.PingRequest\x1a\x1b.husk.agent.v1.PingResponse\x12`\n" +
@@ -3002,7 +3122,8 @@ const file_api_agent_v1_agent_proto_rawDesc = "" +
 	"SetNetwork\x12 .husk.agent.v1.SetNetworkRequest\x1a\x14.husk.agent.v1.Empty\x12>\n" +
 	"\aConnect\x12\x1d.husk.agent.v1.ConnectRequest\x1a\x14.husk.agent.v1.Empty\x12H\n" +
 	"\fForwardNames\x12\".husk.agent.v1.ForwardNamesRequest\x1a\x14.husk.agent.v1.Empty\x12:\n" +
-	"\aMakePod\x12\x19.husk.agent.v1.PodRequest\x1a\x14.husk.agent.v1.Empty\x12@\n" +
+	"\aMakePod\x12\x19.husk.agent.v1.PodRequest\x1a\x14.husk.agent.v1.Empty\x12?\n" +
+	"\x04Copy\x12\x1a.husk.agent.v1.CopyRequest\x1a\x1b.husk.agent.v1.ExecResponse\x12@\n" +
 	"\bPutFiles\x12\x1e.husk.agent.v1.PutFilesRequest\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Rest\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.Empty\x122\n" +
 	"\x04Sync\x12\x14.husk.agent.v1.Empty\x1a\x14.husk.agent.v1.EmptyB$Z\"husk.dev/husk/api/agent/v1;agentv1b\x06proto3"
@@ -3019,7 +3140,7 @@ func file_api_agent_v1_agent_proto_rawDescGZIP() []byte {
 	return file_api_agent_v1_agent_proto_rawDescData
 }
 
-var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_api_agent_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 43)
 var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*Empty)(nil),                   // 0: husk.agent.v1.Empty
 	(*HelloRequest)(nil),            // 1: husk.agent.v1.HelloRequest
@@ -3043,31 +3164,32 @@ var file_api_agent_v1_agent_proto_goTypes = []any{
 	(*ExecRequest)(nil),             // 19: husk.agent.v1.ExecRequest
 	(*ExecResponse)(nil),            // 20: husk.agent.v1.ExecResponse
 	(*ShellRequest)(nil),            // 21: husk.agent.v1.ShellRequest
-	(*ConnectRequest)(nil),          // 22: husk.agent.v1.ConnectRequest
-	(*SignalRequest)(nil),           // 23: husk.agent.v1.SignalRequest
-	(*ResizeRequest)(nil),           // 24: husk.agent.v1.ResizeRequest
-	(*UpdateRequest)(nil),           // 25: husk.agent.v1.UpdateRequest
-	(*StatsResponse)(nil),           // 26: husk.agent.v1.StatsResponse
-	(*CPUStats)(nil),                // 27: husk.agent.v1.CPUStats
-	(*MemoryStats)(nil),             // 28: husk.agent.v1.MemoryStats
-	(*PidsStats)(nil),               // 29: husk.agent.v1.PidsStats
-	(*IOStats)(nil),                 // 30: husk.agent.v1.IOStats
-	(*ProcessesResponse)(nil),       // 31: husk.agent.v1.ProcessesResponse
-	(*Process)(nil),                 // 32: husk.agent.v1.Process
-	(*Event)(nil),                   // 33: husk.agent.v1.Event
-	(*Exit)(nil),                    // 34: husk.agent.v1.Exit
-	(*OOM)(nil),                     // 35: husk.agent.v1.OOM
-	(*PutFilesRequest)(nil),         // 36: husk.agent.v1.PutFilesRequest
-	(*File)(nil),                    // 37: husk.agent.v1.File
-	(*Mounts)(nil),                  // 38: husk.agent.v1.Mounts
-	(*Mounted)(nil),                 // 39: husk.agent.v1.Mounted
-	nil,                             // 40: husk.agent.v1.PodRequest.SysctlsEntry
-	nil,                             // 41: husk.agent.v1.MemoryStats.StatEntry
+	(*CopyRequest)(nil),             // 22: husk.agent.v1.CopyRequest
+	(*ConnectRequest)(nil),          // 23: husk.agent.v1.ConnectRequest
+	(*SignalRequest)(nil),           // 24: husk.agent.v1.SignalRequest
+	(*ResizeRequest)(nil),           // 25: husk.agent.v1.ResizeRequest
+	(*UpdateRequest)(nil),           // 26: husk.agent.v1.UpdateRequest
+	(*StatsResponse)(nil),           // 27: husk.agent.v1.StatsResponse
+	(*CPUStats)(nil),                // 28: husk.agent.v1.CPUStats
+	(*MemoryStats)(nil),             // 29: husk.agent.v1.MemoryStats
+	(*PidsStats)(nil),               // 30: husk.agent.v1.PidsStats
+	(*IOStats)(nil),                 // 31: husk.agent.v1.IOStats
+	(*ProcessesResponse)(nil),       // 32: husk.agent.v1.ProcessesResponse
+	(*Process)(nil),                 // 33: husk.agent.v1.Process
+	(*Event)(nil),                   // 34: husk.agent.v1.Event
+	(*Exit)(nil),                    // 35: husk.agent.v1.Exit
+	(*OOM)(nil),                     // 36: husk.agent.v1.OOM
+	(*PutFilesRequest)(nil),         // 37: husk.agent.v1.PutFilesRequest
+	(*File)(nil),                    // 38: husk.agent.v1.File
+	(*Mounts)(nil),                  // 39: husk.agent.v1.Mounts
+	(*Mounted)(nil),                 // 40: husk.agent.v1.Mounted
+	nil,                             // 41: husk.agent.v1.PodRequest.SysctlsEntry
+	nil,                             // 42: husk.agent.v1.MemoryStats.StatEntry
 }
 var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	8,  // 0: husk.agent.v1.SetNetworkRequest.interfaces:type_name -> husk.agent.v1.Interface
 	7,  // 1: husk.agent.v1.SetNetworkRequest.sysctls:type_name -> husk.agent.v1.Sysctl
-	40, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
+	41, // 2: husk.agent.v1.PodRequest.sysctls:type_name -> husk.agent.v1.PodRequest.SysctlsEntry
 	10, // 3: husk.agent.v1.PodRequest.uids:type_name -> husk.agent.v1.IDMapping
 	10, // 4: husk.agent.v1.PodRequest.gids:type_name -> husk.agent.v1.IDMapping
 	15, // 5: husk.agent.v1.CreateContainerRequest.rootfs:type_name -> husk.agent.v1.Rootfs
@@ -3079,66 +3201,69 @@ var file_api_agent_v1_agent_proto_depIdxs = []int32{
 	16, // 11: husk.agent.v1.Rootfs.whole:type_name -> husk.agent.v1.Disk
 	17, // 12: husk.agent.v1.ExecRequest.stdio:type_name -> husk.agent.v1.Stdio
 	17, // 13: husk.agent.v1.ShellRequest.stdio:type_name -> husk.agent.v1.Stdio
-	27, // 14: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
-	28, // 15: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
-	29, // 16: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
-	30, // 17: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
-	41, // 18: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
-	32, // 19: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
-	34, // 20: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
-	35, // 21: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
-	38, // 22: husk.agent.v1.Event.mounts:type_name -> husk.agent.v1.Mounts
-	37, // 23: husk.agent.v1.PutFilesRequest.files:type_name -> husk.agent.v1.File
-	39, // 24: husk.agent.v1.Mounts.all:type_name -> husk.agent.v1.Mounted
-	1,  // 25: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
-	3,  // 26: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
-	11, // 27: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
-	18, // 28: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
-	18, // 29: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
-	19, // 30: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
-	23, // 31: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
-	24, // 32: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
-	18, // 33: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
-	18, // 34: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
-	25, // 35: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
-	18, // 36: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
-	18, // 37: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
-	0,  // 38: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
-	21, // 39: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
-	6,  // 40: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
-	22, // 41: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
-	5,  // 42: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
-	9,  // 43: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
-	36, // 44: husk.agent.v1.Agent.PutFiles:input_type -> husk.agent.v1.PutFilesRequest
-	0,  // 45: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
-	0,  // 46: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
-	2,  // 47: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
-	4,  // 48: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
-	14, // 49: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
-	0,  // 50: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
-	0,  // 51: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
-	20, // 52: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
-	0,  // 53: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
-	0,  // 54: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
-	0,  // 55: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
-	0,  // 56: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
-	0,  // 57: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
-	26, // 58: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
-	31, // 59: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
-	33, // 60: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
-	20, // 61: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
-	0,  // 62: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
-	0,  // 63: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
-	0,  // 64: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
-	0,  // 65: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
-	0,  // 66: husk.agent.v1.Agent.PutFiles:output_type -> husk.agent.v1.Empty
-	0,  // 67: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
-	0,  // 68: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
-	47, // [47:69] is the sub-list for method output_type
-	25, // [25:47] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	17, // 14: husk.agent.v1.CopyRequest.stdio:type_name -> husk.agent.v1.Stdio
+	28, // 15: husk.agent.v1.StatsResponse.cpu:type_name -> husk.agent.v1.CPUStats
+	29, // 16: husk.agent.v1.StatsResponse.memory:type_name -> husk.agent.v1.MemoryStats
+	30, // 17: husk.agent.v1.StatsResponse.pids:type_name -> husk.agent.v1.PidsStats
+	31, // 18: husk.agent.v1.StatsResponse.io:type_name -> husk.agent.v1.IOStats
+	42, // 19: husk.agent.v1.MemoryStats.stat:type_name -> husk.agent.v1.MemoryStats.StatEntry
+	33, // 20: husk.agent.v1.ProcessesResponse.processes:type_name -> husk.agent.v1.Process
+	35, // 21: husk.agent.v1.Event.exit:type_name -> husk.agent.v1.Exit
+	36, // 22: husk.agent.v1.Event.oom:type_name -> husk.agent.v1.OOM
+	39, // 23: husk.agent.v1.Event.mounts:type_name -> husk.agent.v1.Mounts
+	38, // 24: husk.agent.v1.PutFilesRequest.files:type_name -> husk.agent.v1.File
+	40, // 25: husk.agent.v1.Mounts.all:type_name -> husk.agent.v1.Mounted
+	1,  // 26: husk.agent.v1.Agent.Hello:input_type -> husk.agent.v1.HelloRequest
+	3,  // 27: husk.agent.v1.Agent.Ping:input_type -> husk.agent.v1.PingRequest
+	11, // 28: husk.agent.v1.Agent.CreateContainer:input_type -> husk.agent.v1.CreateContainerRequest
+	18, // 29: husk.agent.v1.Agent.StartContainer:input_type -> husk.agent.v1.ContainerRequest
+	18, // 30: husk.agent.v1.Agent.DeleteContainer:input_type -> husk.agent.v1.ContainerRequest
+	19, // 31: husk.agent.v1.Agent.Exec:input_type -> husk.agent.v1.ExecRequest
+	24, // 32: husk.agent.v1.Agent.Signal:input_type -> husk.agent.v1.SignalRequest
+	25, // 33: husk.agent.v1.Agent.Resize:input_type -> husk.agent.v1.ResizeRequest
+	18, // 34: husk.agent.v1.Agent.Pause:input_type -> husk.agent.v1.ContainerRequest
+	18, // 35: husk.agent.v1.Agent.Resume:input_type -> husk.agent.v1.ContainerRequest
+	26, // 36: husk.agent.v1.Agent.Update:input_type -> husk.agent.v1.UpdateRequest
+	18, // 37: husk.agent.v1.Agent.Stats:input_type -> husk.agent.v1.ContainerRequest
+	18, // 38: husk.agent.v1.Agent.Processes:input_type -> husk.agent.v1.ContainerRequest
+	0,  // 39: husk.agent.v1.Agent.Events:input_type -> husk.agent.v1.Empty
+	21, // 40: husk.agent.v1.Agent.Shell:input_type -> husk.agent.v1.ShellRequest
+	6,  // 41: husk.agent.v1.Agent.SetNetwork:input_type -> husk.agent.v1.SetNetworkRequest
+	23, // 42: husk.agent.v1.Agent.Connect:input_type -> husk.agent.v1.ConnectRequest
+	5,  // 43: husk.agent.v1.Agent.ForwardNames:input_type -> husk.agent.v1.ForwardNamesRequest
+	9,  // 44: husk.agent.v1.Agent.MakePod:input_type -> husk.agent.v1.PodRequest
+	22, // 45: husk.agent.v1.Agent.Copy:input_type -> husk.agent.v1.CopyRequest
+	37, // 46: husk.agent.v1.Agent.PutFiles:input_type -> husk.agent.v1.PutFilesRequest
+	0,  // 47: husk.agent.v1.Agent.Rest:input_type -> husk.agent.v1.Empty
+	0,  // 48: husk.agent.v1.Agent.Sync:input_type -> husk.agent.v1.Empty
+	2,  // 49: husk.agent.v1.Agent.Hello:output_type -> husk.agent.v1.HelloResponse
+	4,  // 50: husk.agent.v1.Agent.Ping:output_type -> husk.agent.v1.PingResponse
+	14, // 51: husk.agent.v1.Agent.CreateContainer:output_type -> husk.agent.v1.CreateContainerResponse
+	0,  // 52: husk.agent.v1.Agent.StartContainer:output_type -> husk.agent.v1.Empty
+	0,  // 53: husk.agent.v1.Agent.DeleteContainer:output_type -> husk.agent.v1.Empty
+	20, // 54: husk.agent.v1.Agent.Exec:output_type -> husk.agent.v1.ExecResponse
+	0,  // 55: husk.agent.v1.Agent.Signal:output_type -> husk.agent.v1.Empty
+	0,  // 56: husk.agent.v1.Agent.Resize:output_type -> husk.agent.v1.Empty
+	0,  // 57: husk.agent.v1.Agent.Pause:output_type -> husk.agent.v1.Empty
+	0,  // 58: husk.agent.v1.Agent.Resume:output_type -> husk.agent.v1.Empty
+	0,  // 59: husk.agent.v1.Agent.Update:output_type -> husk.agent.v1.Empty
+	27, // 60: husk.agent.v1.Agent.Stats:output_type -> husk.agent.v1.StatsResponse
+	32, // 61: husk.agent.v1.Agent.Processes:output_type -> husk.agent.v1.ProcessesResponse
+	34, // 62: husk.agent.v1.Agent.Events:output_type -> husk.agent.v1.Event
+	20, // 63: husk.agent.v1.Agent.Shell:output_type -> husk.agent.v1.ExecResponse
+	0,  // 64: husk.agent.v1.Agent.SetNetwork:output_type -> husk.agent.v1.Empty
+	0,  // 65: husk.agent.v1.Agent.Connect:output_type -> husk.agent.v1.Empty
+	0,  // 66: husk.agent.v1.Agent.ForwardNames:output_type -> husk.agent.v1.Empty
+	0,  // 67: husk.agent.v1.Agent.MakePod:output_type -> husk.agent.v1.Empty
+	20, // 68: husk.agent.v1.Agent.Copy:output_type -> husk.agent.v1.ExecResponse
+	0,  // 69: husk.agent.v1.Agent.PutFiles:output_type -> husk.agent.v1.Empty
+	0,  // 70: husk.agent.v1.Agent.Rest:output_type -> husk.agent.v1.Empty
+	0,  // 71: husk.agent.v1.Agent.Sync:output_type -> husk.agent.v1.Empty
+	49, // [49:72] is the sub-list for method output_type
+	26, // [26:49] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_api_agent_v1_agent_proto_init() }
@@ -3147,7 +3272,7 @@ func file_api_agent_v1_agent_proto_init() {
 		return
 	}
 	file_api_agent_v1_agent_proto_msgTypes[16].OneofWrappers = []any{}
-	file_api_agent_v1_agent_proto_msgTypes[33].OneofWrappers = []any{
+	file_api_agent_v1_agent_proto_msgTypes[34].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 		(*Event_Mounts)(nil),
@@ -3158,7 +3283,7 @@ func file_api_agent_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_agent_v1_agent_proto_rawDesc), len(file_api_agent_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   43,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

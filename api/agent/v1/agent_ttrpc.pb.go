@@ -27,6 +27,7 @@ type AgentService interface {
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
 	MakePod(context.Context, *PodRequest) (*Empty, error)
+	Copy(context.Context, *CopyRequest) (*ExecResponse, error)
 	PutFiles(context.Context, *PutFilesRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
@@ -174,6 +175,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 				}
 				return svc.MakePod(ctx, &req)
 			},
+			"Copy": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CopyRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Copy(ctx, &req)
+			},
 			"PutFiles": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req PutFilesRequest
 				if err := unmarshal(&req); err != nil {
@@ -232,6 +240,7 @@ type AgentClient interface {
 	Connect(context.Context, *ConnectRequest) (*Empty, error)
 	ForwardNames(context.Context, *ForwardNamesRequest) (*Empty, error)
 	MakePod(context.Context, *PodRequest) (*Empty, error)
+	Copy(context.Context, *CopyRequest) (*ExecResponse, error)
 	PutFiles(context.Context, *PutFilesRequest) (*Empty, error)
 	Rest(context.Context, *Empty) (*Empty, error)
 	Sync(context.Context, *Empty) (*Empty, error)
@@ -415,6 +424,14 @@ func (c *agentClient) ForwardNames(ctx context.Context, req *ForwardNamesRequest
 func (c *agentClient) MakePod(ctx context.Context, req *PodRequest) (*Empty, error) {
 	var resp Empty
 	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "MakePod", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) Copy(ctx context.Context, req *CopyRequest) (*ExecResponse, error) {
+	var resp ExecResponse
+	if err := c.client.Call(ctx, "husk.agent.v1.Agent", "Copy", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -31,6 +31,7 @@ const sharesVariable = "HUSK_AGENTTEST_SHARES"
 
 func init() {
 	agent.Hold()
+	agent.CopyFiles()
 	if group := os.Getenv(variable); group != "" {
 		err := serve(group)
 		fmt.Fprintln(os.Stderr, "agenttest:", err)

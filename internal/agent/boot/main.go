@@ -47,6 +47,7 @@ func (c Cmdline) Value(key, value string) string {
 // Main is PID 1. It does not return: when the host is gone or something fatal happens the VM ends.
 func Main(version string) {
 	agent.Hold()
+	agent.CopyFiles()
 	debug.SetGCPercent(startPercent)
 	started := time.AfterFunc(startTime, func() { debug.SetGCPercent(gcPercent) })
 	debug.SetMemoryLimit(memoryLimit)
