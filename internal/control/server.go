@@ -347,6 +347,18 @@ func (s *Server) Shell(ctx context.Context, r *controlv1.ShellRequest) (*control
 	return &controlv1.ExecResponse{}, nil
 }
 
+// Copy implements the protocol.
+func (s *Server) Copy(ctx context.Context, r *controlv1.CopyRequest) (*controlv1.ExecResponse, error) {
+	stdio, err := s.stdio(ctx, r.Stdio)
+	if err != nil {
+		return nil, failed(err)
+	}
+	if err := s.sandbox.Copy(ctx, r.Id, r.Exec, r.Request, stdio); err != nil {
+		return nil, failed(err)
+	}
+	return &controlv1.ExecResponse{}, nil
+}
+
 // Signal implements the protocol.
 func (s *Server) Signal(ctx context.Context, r *controlv1.SignalRequest) (*controlv1.Empty, error) {
 	return done(s.sandbox.Signal(ctx, r.Id, r.Exec, r.Signal, r.All))

@@ -40,6 +40,9 @@ var operations = map[string]struct {
 		_, err := s.Exec(ctx, "c", "e", specs.Process{Args: []string{"true"}}, Stdio{Out: discard{}})
 		return err
 	}},
+	"Copy": {state.Running, func(ctx context.Context, s *Sandbox) error {
+		return s.Copy(ctx, "c", "y", nil, Stdio{Out: discard{}})
+	}},
 	"Shell": {state.Running, func(ctx context.Context, s *Sandbox) error {
 		return s.Shell(ctx, "c", "x", nil, nil, Stdio{Out: discard{}})
 	}},

@@ -120,18 +120,7 @@ func (s *Sandbox) Exec(ctx context.Context, id, exec string, spec specs.Process,
 		return 0, fmt.Errorf("encode process: %w", err)
 	}
 	p := newProcess(exec)
-	c.mu.Lock()
-	if err = c.expect("exec in", state.Created, state.Running); err == nil && (exec == "" || c.runs(exec)) {
-		err = fmt.Errorf("%w: process %q of container %q exists", ErrState, exec, id)
-	}
-	if err == nil && c.added() >= maxExecs {
-		err = fmt.Errorf("%w: %d processes that were added to container %q have not ended", ErrState, maxExecs, id)
-	}
-	if err == nil {
-		c.execs[exec] = p
-	}
-	c.mu.Unlock()
-	if err != nil {
+	if err := c.adding(p, "exec in", state.Created, state.Running); err != nil {
 		stdio.Close()
 		return 0, err
 	}
@@ -224,6 +213,23 @@ func (s *Sandbox) Shell(ctx context.Context, id, exec string, args []string, pro
 func (c *container) followExec(p *process, gone <-chan struct{}) {
 	c.guard(p, gone)
 	go p.finish(func(Exit) { time.AfterFunc(retain, func() { c.forget(p) }) })
+}
+
+// adding takes the name of a process that is about to be added to the container, which has one of the statuses.
+func (c *container) adding(p *process, verb string, statuses ...state.Status) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	err := c.expect(verb, statuses...)
+	if err == nil && (p.exec == "" || c.runs(p.exec)) {
+		err = fmt.Errorf("%w: process %q of container %q exists", ErrState, p.exec, c.id)
+	}
+	if err == nil && c.added() >= maxExecs {
+		err = fmt.Errorf("%w: %d processes that were added to container %q have not ended", ErrState, maxExecs, c.id)
+	}
+	if err == nil {
+		c.execs[p.exec] = p
+	}
+	return err
 }
 
 // added is how many processes were added and have not ended. Preconditions: mu is held.

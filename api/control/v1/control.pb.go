@@ -1026,6 +1026,74 @@ func (x *ShellRequest) GetStdio() *Stdio {
 	return nil
 }
 
+type CopyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Exec          string                 `protobuf:"bytes,2,opt,name=exec,proto3" json:"exec,omitempty"`
+	Stdio         *Stdio                 `protobuf:"bytes,3,opt,name=stdio,proto3" json:"stdio,omitempty"`
+	Request       []byte                 `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"` // the agent's CopyRequest (husk.agent.v1), serialised, without names and stdio
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CopyRequest) Reset() {
+	*x = CopyRequest{}
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CopyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CopyRequest) ProtoMessage() {}
+
+func (x *CopyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CopyRequest.ProtoReflect.Descriptor instead.
+func (*CopyRequest) Descriptor() ([]byte, []int) {
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CopyRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *CopyRequest) GetExec() string {
+	if x != nil {
+		return x.Exec
+	}
+	return ""
+}
+
+func (x *CopyRequest) GetStdio() *Stdio {
+	if x != nil {
+		return x.Stdio
+	}
+	return nil
+}
+
+func (x *CopyRequest) GetRequest() []byte {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
 type SignalRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1038,7 +1106,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1118,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1131,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -1106,7 +1174,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1186,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1199,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1172,7 +1240,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1184,7 +1252,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1197,7 +1265,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1223,7 +1291,7 @@ type Encoded struct {
 
 func (x *Encoded) Reset() {
 	*x = Encoded{}
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1235,7 +1303,7 @@ func (x *Encoded) String() string {
 func (*Encoded) ProtoMessage() {}
 
 func (x *Encoded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1248,7 +1316,7 @@ func (x *Encoded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Encoded.ProtoReflect.Descriptor instead.
 func (*Encoded) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Encoded) GetMessage() []byte {
@@ -1269,7 +1337,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1281,7 +1349,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1294,7 +1362,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Event) GetId() string {
@@ -1328,7 +1396,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[21]
+	mi := &file_api_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1408,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[21]
+	mi := &file_api_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1421,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1379,7 +1447,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[22]
+	mi := &file_api_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1391,7 +1459,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[22]
+	mi := &file_api_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1404,7 +1472,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *DeleteResponse) GetLives() bool {
@@ -1489,7 +1557,12 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x12\n" +
 	"\x04args\x18\x03 \x03(\tR\x04args\x12,\n" +
-	"\x05stdio\x18\x04 \x01(\v2\x16.husk.control.v1.StdioR\x05stdio\"]\n" +
+	"\x05stdio\x18\x04 \x01(\v2\x16.husk.control.v1.StdioR\x05stdio\"y\n" +
+	"\vCopyRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04exec\x18\x02 \x01(\tR\x04exec\x12,\n" +
+	"\x05stdio\x18\x03 \x01(\v2\x16.husk.control.v1.StdioR\x05stdio\x12\x18\n" +
+	"\arequest\x18\x04 \x01(\fR\arequest\"]\n" +
 	"\rSignalRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x16\n" +
@@ -1513,7 +1586,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"&\n" +
 	"\x0eDeleteResponse\x12\x14\n" +
-	"\x05lives\x18\x01 \x01(\bR\x05lives2\xa6\b\n" +
+	"\x05lives\x18\x01 \x01(\bR\x05lives2\xeb\b\n" +
 	"\aControl\x12I\n" +
 	"\x06Create\x12\x1e.husk.control.v1.CreateRequest\x1a\x1f.husk.control.v1.CreateResponse\x12B\n" +
 	"\x05Start\x12!.husk.control.v1.ContainerRequest\x1a\x16.husk.control.v1.Empty\x12J\n" +
@@ -1528,7 +1601,8 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x05Stats\x12!.husk.control.v1.ContainerRequest\x1a\x18.husk.control.v1.Encoded\x12H\n" +
 	"\tProcesses\x12!.husk.control.v1.ContainerRequest\x1a\x18.husk.control.v1.Encoded\x12E\n" +
 	"\x06Events\x12!.husk.control.v1.ContainerRequest\x1a\x16.husk.control.v1.Event0\x01\x12E\n" +
-	"\x05Shell\x12\x1d.husk.control.v1.ShellRequest\x1a\x1d.husk.control.v1.ExecResponse\x12I\n" +
+	"\x05Shell\x12\x1d.husk.control.v1.ShellRequest\x1a\x1d.husk.control.v1.ExecResponse\x12C\n" +
+	"\x04Copy\x12\x1c.husk.control.v1.CopyRequest\x1a\x1d.husk.control.v1.ExecResponse\x12I\n" +
 	"\x06Delete\x12\x1e.husk.control.v1.DeleteRequest\x1a\x1f.husk.control.v1.DeleteResponseB(Z&husk.dev/husk/api/control/v1;controlv1b\x06proto3"
 
 var (
@@ -1543,7 +1617,7 @@ func file_api_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_api_control_v1_control_proto_rawDescData
 }
 
-var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_api_control_v1_control_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: husk.control.v1.Empty
 	(*ContainerRequest)(nil), // 1: husk.control.v1.ContainerRequest
@@ -1561,13 +1635,14 @@ var file_api_control_v1_control_proto_goTypes = []any{
 	(*ExecRequest)(nil),      // 13: husk.control.v1.ExecRequest
 	(*ExecResponse)(nil),     // 14: husk.control.v1.ExecResponse
 	(*ShellRequest)(nil),     // 15: husk.control.v1.ShellRequest
-	(*SignalRequest)(nil),    // 16: husk.control.v1.SignalRequest
-	(*ResizeRequest)(nil),    // 17: husk.control.v1.ResizeRequest
-	(*UpdateRequest)(nil),    // 18: husk.control.v1.UpdateRequest
-	(*Encoded)(nil),          // 19: husk.control.v1.Encoded
-	(*Event)(nil),            // 20: husk.control.v1.Event
-	(*DeleteRequest)(nil),    // 21: husk.control.v1.DeleteRequest
-	(*DeleteResponse)(nil),   // 22: husk.control.v1.DeleteResponse
+	(*CopyRequest)(nil),      // 16: husk.control.v1.CopyRequest
+	(*SignalRequest)(nil),    // 17: husk.control.v1.SignalRequest
+	(*ResizeRequest)(nil),    // 18: husk.control.v1.ResizeRequest
+	(*UpdateRequest)(nil),    // 19: husk.control.v1.UpdateRequest
+	(*Encoded)(nil),          // 20: husk.control.v1.Encoded
+	(*Event)(nil),            // 21: husk.control.v1.Event
+	(*DeleteRequest)(nil),    // 22: husk.control.v1.DeleteRequest
+	(*DeleteResponse)(nil),   // 23: husk.control.v1.DeleteResponse
 }
 var file_api_control_v1_control_proto_depIdxs = []int32{
 	6,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
@@ -1579,41 +1654,44 @@ var file_api_control_v1_control_proto_depIdxs = []int32{
 	9,  // 6: husk.control.v1.WaitResponse.timeline:type_name -> husk.control.v1.Phase
 	7,  // 7: husk.control.v1.ExecRequest.stdio:type_name -> husk.control.v1.Stdio
 	7,  // 8: husk.control.v1.ShellRequest.stdio:type_name -> husk.control.v1.Stdio
-	2,  // 9: husk.control.v1.Control.Create:input_type -> husk.control.v1.CreateRequest
-	1,  // 10: husk.control.v1.Control.Start:input_type -> husk.control.v1.ContainerRequest
-	1,  // 11: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
-	11, // 12: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
-	13, // 13: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
-	16, // 14: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
-	17, // 15: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
-	1,  // 16: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
-	1,  // 17: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
-	18, // 18: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
-	1,  // 19: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
-	1,  // 20: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
-	1,  // 21: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
-	15, // 22: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
-	21, // 23: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
-	8,  // 24: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
-	0,  // 25: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
-	10, // 26: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
-	12, // 27: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
-	14, // 28: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
-	0,  // 29: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
-	0,  // 30: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
-	0,  // 31: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
-	0,  // 32: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
-	0,  // 33: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
-	19, // 34: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
-	19, // 35: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
-	20, // 36: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
-	14, // 37: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
-	22, // 38: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
-	24, // [24:39] is the sub-list for method output_type
-	9,  // [9:24] is the sub-list for method input_type
-	9,  // [9:9] is the sub-list for extension type_name
-	9,  // [9:9] is the sub-list for extension extendee
-	0,  // [0:9] is the sub-list for field type_name
+	7,  // 9: husk.control.v1.CopyRequest.stdio:type_name -> husk.control.v1.Stdio
+	2,  // 10: husk.control.v1.Control.Create:input_type -> husk.control.v1.CreateRequest
+	1,  // 11: husk.control.v1.Control.Start:input_type -> husk.control.v1.ContainerRequest
+	1,  // 12: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
+	11, // 13: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
+	13, // 14: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
+	17, // 15: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
+	18, // 16: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
+	1,  // 17: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
+	1,  // 18: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
+	19, // 19: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
+	1,  // 20: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
+	1,  // 21: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
+	1,  // 22: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
+	15, // 23: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
+	16, // 24: husk.control.v1.Control.Copy:input_type -> husk.control.v1.CopyRequest
+	22, // 25: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
+	8,  // 26: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
+	0,  // 27: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
+	10, // 28: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
+	12, // 29: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
+	14, // 30: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
+	0,  // 31: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
+	0,  // 32: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
+	0,  // 33: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
+	0,  // 34: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
+	0,  // 35: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
+	20, // 36: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
+	20, // 37: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
+	21, // 38: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
+	14, // 39: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
+	14, // 40: husk.control.v1.Control.Copy:output_type -> husk.control.v1.ExecResponse
+	23, // 41: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
+	26, // [26:42] is the sub-list for method output_type
+	10, // [10:26] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_api_control_v1_control_proto_init() }
@@ -1627,7 +1705,7 @@ func file_api_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_control_v1_control_proto_rawDesc), len(file_api_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

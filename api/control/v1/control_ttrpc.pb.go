@@ -22,6 +22,7 @@ type ControlService interface {
 	Processes(context.Context, *ContainerRequest) (*Encoded, error)
 	Events(context.Context, *ContainerRequest, Control_EventsServer) error
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
+	Copy(context.Context, *CopyRequest) (*ExecResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 }
 
@@ -132,6 +133,13 @@ func RegisterControlService(srv *ttrpc.Server, svc ControlService) {
 				}
 				return svc.Shell(ctx, &req)
 			},
+			"Copy": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req CopyRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.Copy(ctx, &req)
+			},
 			"Delete": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req DeleteRequest
 				if err := unmarshal(&req); err != nil {
@@ -171,6 +179,7 @@ type ControlClient interface {
 	Processes(context.Context, *ContainerRequest) (*Encoded, error)
 	Events(context.Context, *ContainerRequest) (Control_EventsClient, error)
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
+	Copy(context.Context, *CopyRequest) (*ExecResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 }
 
@@ -312,6 +321,14 @@ func (x *controlEventsClient) Recv() (*Event, error) {
 func (c *controlClient) Shell(ctx context.Context, req *ShellRequest) (*ExecResponse, error) {
 	var resp ExecResponse
 	if err := c.client.Call(ctx, "husk.control.v1.Control", "Shell", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *controlClient) Copy(ctx context.Context, req *CopyRequest) (*ExecResponse, error) {
+	var resp ExecResponse
+	if err := c.client.Call(ctx, "husk.control.v1.Control", "Copy", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
