@@ -150,11 +150,13 @@ func (a *App) command() *cobra.Command {
 	add := func(group string, commands ...*cobra.Command) {
 		for _, c := range commands {
 			c.GroupID = group
-			c.ValidArgsFunction = a.complete(c)
+			if c.ValidArgsFunction == nil {
+				c.ValidArgsFunction = a.complete(c)
+			}
 			root.AddCommand(c)
 		}
 	}
-	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.shellCommand(),
+	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.cpCommand(), a.shellCommand(),
 		a.stopCommand(), a.waitCommand(), a.rmCommand(), a.inspectCommand(), a.pruneCommand(),
 		a.pullCommand(), a.imagesCommand(), a.rmiCommand(), a.loadCommand(), a.importCommand())
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),

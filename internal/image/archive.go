@@ -122,7 +122,7 @@ func openArchive(w *work, path string, r io.Reader, limit int64) (*tarFiles, err
 	if err != nil {
 		return nil, fmt.Errorf("spool archive: %w", err)
 	}
-	d, err := decompress(r)
+	d, err := Decompress(r)
 	if err == nil {
 		defer d.Close()
 		_, err = io.Copy(spool, &boundedReader{r: d, left: limit})

@@ -360,7 +360,7 @@ func (b *build) unpack(ctx context.Context, u *unpacker, i int, blob *fetched) e
 
 // unpackStream unpacks a layer's blob, reads it to its end and returns the digest of its content.
 func unpackStream(ctx context.Context, u *unpacker, raw io.Reader) (string, error) {
-	d, err := decompress(raw)
+	d, err := Decompress(raw)
 	if err != nil {
 		return "", fmt.Errorf("decompress: %w", err)
 	}

@@ -27,8 +27,8 @@ var (
 	magicBz2  = []byte("BZh")
 )
 
-// decompress reads what r holds, uncompressed. What the media type says is not asked: it is often wrong.
-func decompress(r io.Reader) (io.ReadCloser, error) {
+// Decompress reads what r holds, uncompressed. What the media type says is not asked: it is often wrong.
+func Decompress(r io.Reader) (io.ReadCloser, error) {
 	br := bufio.NewReaderSize(r, 64<<10)
 	head, err := br.Peek(6)
 	if err != nil && !errors.Is(err, io.EOF) {
@@ -44,7 +44,7 @@ func decompress(r io.Reader) (io.ReadCloser, error) {
 		}
 		return d.IOReadCloser(), nil
 	case bytes.HasPrefix(head, magicXz), bytes.HasPrefix(head, magicBz2):
-		return nil, errors.New("compressed with xz or bzip2, which images do not allow (only gzip and zstd)")
+		return nil, errors.New("compressed with xz or bzip2: only gzip and zstd are read")
 	}
 	return io.NopCloser(br), nil
 }

@@ -82,9 +82,10 @@ func TestRootless(t *testing.T) {
 		script := `exec 2>&1; husk import --cmd sh $D/demo demo >/dev/null || exit; husk template build >/dev/null 2>&1 || echo no template
 			husk run --rm --network none -e H=$(uname -r) demo sh -c 'id -u; [ $(uname -r) = $H ] || echo 1; exit 3'; echo $?
 			husk run -d --name a --network none -v $D/demo:/v:ro demo sh -c 'trap "exit 5" TERM; while :; do sleep 0.1; done'; husk exec a sh -c 'ls -d /v/bin; touch /v/x 2>/dev/null || echo read-only'
+			echo file >$D/f; husk cp $D/f a:/f; husk cp a:/f $D/g; husk cp -a a:/f $D/h; cat $D/h; stat -c %u $D/g; husk exec a stat -c %u /f
 			husk state a | grep -c running; husk stop --time -1 a; husk inspect --format '{{.State.ExitCode}}' a
 			husk prune --force | grep -v freed; husk ps -aq; ls $XDG_RUNTIME_DIR/husk | grep -v turns`
-		want := "0\n1\n3\na\n/v/bin\nread-only\n1\na\n5\ncontainer: a\n"
+		want := "0\n1\n3\na\n/v/bin\nread-only\nfile\n61234\n0\n1\na\n5\ncontainer: a\n"
 		got := inside.run("husk", strings.ReplaceAll(script, "ps -aq", "ps -a | grep -w a")).stdout
 		// What the user may do with the host's KVM is no matter of this test; that it is told is.
 		expect(t, "output", regexp.MustCompile(`husk: warning: the VM is emulated.*/dev/kvm.*\n`).ReplaceAllString(got, ""), want)
