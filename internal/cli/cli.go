@@ -199,7 +199,7 @@ func (a *App) load(id string) (*state.Dir, state.Container, error) {
 
 // complete offers container ids where a verb takes one, or several.
 func (a *App) complete(cmd *cobra.Command) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	takesID, takesMore := strings.Contains(cmd.Use, " ID"), strings.Contains(cmd.Use, " ID...")
+	takesID, takesMore := strings.Contains(cmd.Use, " ID") || strings.Contains(cmd.Use, " [ID]"), strings.Contains(cmd.Use, " ID...")
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if !takesID || len(args) > 0 && !takesMore || a.setUp() != nil {
 			return nil, cobra.ShellCompDirectiveDefault
