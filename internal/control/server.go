@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -32,13 +33,14 @@ const (
 	unclaimed = 64
 	// unclaimedWait is how long they may wait, and how long a request waits for its own.
 	unclaimedWait = 30 * time.Second
-	// logLimit bounds the output that is kept of a detached container, in bytes.
+	// logLimit bounds the log of a detached container's output, in bytes.
 	logLimit = 64 << 20
 )
 
 // Server serves one sandbox.
 type Server struct {
 	sandbox *sandbox.Sandbox
+	log     *slog.Logger
 	dir     func(id string) (*state.Dir, error)
 	program func() ([]byte, error)
 	rpc     *ttrpc.Server
@@ -55,10 +57,10 @@ type descriptor struct {
 	gone  chan struct{} // closed when its sender is
 }
 
-// NewServer serves s. dir opens a container's state directory, program reads the debug shell that is carried into a
-// guest.
-func NewServer(s *sandbox.Sandbox, dir func(id string) (*state.Dir, error), program func() ([]byte, error)) (*Server, error) {
-	server := &Server{sandbox: s, dir: dir, program: program, sent: map[string]*descriptor{}}
+// NewServer serves s and tells log what no client can be told. dir opens a container's state directory, program reads the debug
+// shell that is carried into a guest.
+func NewServer(s *sandbox.Sandbox, log *slog.Logger, dir func(id string) (*state.Dir, error), program func() ([]byte, error)) (*Server, error) {
+	server := &Server{sandbox: s, log: log, dir: dir, program: program, sent: map[string]*descriptor{}}
 	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(counter{server}), ttrpc.WithUnaryServerInterceptor(tracing.Interceptor()))
 	if err != nil {
 		return nil, fmt.Errorf("make control server: %w", err)
@@ -222,7 +224,8 @@ func (s *Server) stdio(ctx context.Context, named *controlv1.Stdio) (sandbox.Std
 		if err != nil {
 			return out, err
 		}
-		out.Out, out.Err = log, log
+		log.Failed = func(err error) { s.log.Warn("output of a container is missing in its log", "error", err) }
+		out.Out, out.Err = log.Stream(logfile.Stdout), log.Stream(logfile.Stderr)
 	}
 	if named.Token == "" {
 		return out, nil
