@@ -154,7 +154,7 @@ func (a *App) command() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.shellCommand(),
+	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.attachCommand(), a.shellCommand(),
 		a.stopCommand(), a.waitCommand(), a.rmCommand(), a.inspectCommand(), a.pruneCommand(),
 		a.pullCommand(), a.imagesCommand(), a.rmiCommand(), a.loadCommand(), a.importCommand())
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
