@@ -163,7 +163,7 @@ var layers = []layer{
 		[]string{
 			"api/agent/v1", "api/control/v1", "internal/assets", "internal/bench/...", "internal/check",
 			"internal/cleanup", "internal/config", "internal/control", "internal/fdpass", "internal/filetar", "internal/forward", "internal/hook",
-			"internal/hostcgroup", "internal/image", "internal/install", "internal/network", "internal/ocispec", "internal/sandbox", "internal/selftest/...", "internal/shim", "internal/state",
+			"internal/hostcgroup", "internal/image", "internal/install", "internal/logfile", "internal/network", "internal/ocispec", "internal/sandbox", "internal/selftest/...", "internal/shim", "internal/state",
 			"internal/storage/...", "internal/sys/...", "internal/template", "internal/tracing", "internal/vmm",
 		},
 		"commands join the parts, but speak to a running sandbox through control, and name no driver",

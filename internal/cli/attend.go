@@ -100,6 +100,7 @@ type session struct {
 	exec    string // empty for the init
 	tty     *os.File
 	signals chan os.Signal
+	viewer  bool                    // it stands for no process, and kills none
 	wait    *controlv1.WaitResponse // the answer, once follow is through
 }
 
@@ -137,7 +138,7 @@ func (s *session) follow(ctx context.Context) (int, error) {
 			if sig == syscall.SIGINT || sig == syscall.SIGTERM {
 				interrupts++
 			}
-			if interrupts >= impatience && sig != syscall.SIGWINCH {
+			if interrupts >= impatience && !s.viewer && sig != syscall.SIGWINCH {
 				go s.forward(ctx, client, syscall.SIGKILL)
 				continue
 			}

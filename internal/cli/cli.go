@@ -156,7 +156,7 @@ func (a *App) command() *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.cpCommand(), a.shellCommand(),
+	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.attachCommand(), a.cpCommand(), a.shellCommand(),
 		a.stopCommand(), a.waitCommand(), a.rmCommand(), a.inspectCommand(), a.pruneCommand(),
 		a.pullCommand(), a.imagesCommand(), a.rmiCommand(), a.loadCommand(), a.importCommand())
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
@@ -201,7 +201,7 @@ func (a *App) load(id string) (*state.Dir, state.Container, error) {
 
 // complete offers container ids where a verb takes one, or several.
 func (a *App) complete(cmd *cobra.Command) func(*cobra.Command, []string, string) ([]string, cobra.ShellCompDirective) {
-	takesID, takesMore := strings.Contains(cmd.Use, " ID"), strings.Contains(cmd.Use, " ID...")
+	takesID, takesMore := strings.Contains(cmd.Use, " ID") || strings.Contains(cmd.Use, " [ID]"), strings.Contains(cmd.Use, " ID...")
 	return func(_ *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
 		if !takesID || len(args) > 0 && !takesMore || a.setUp() != nil {
 			return nil, cobra.ShellCompDirectiveDefault

@@ -52,7 +52,7 @@ type creation struct {
 	consoleSocket string
 	pidFile       string
 	log           string // file for the output, "" to use this process' stdio
-	stdin         bool   // hand on stdin
+	stdin         bool   // hand on stdin, or with log keep it open for those who attach
 	start         bool
 	autoRemove    bool
 	caller        int               // the parent process without which the container is not wanted; 0: none
@@ -172,7 +172,7 @@ func (c *creation) checkTerminal(detached bool) error {
 	switch {
 	case !detached && c.consoleSocket != "":
 		return errors.New("--console-socket: a container in the foreground has the terminal of who started it (leave it out, or add --detach)")
-	case detached && c.terminal() && c.consoleSocket == "":
+	case detached && c.terminal() && c.consoleSocket == "" && c.log == "":
 		return errors.New("process.terminal is true: pass --console-socket to take the terminal")
 	case !c.terminal() && c.consoleSocket != "":
 		return errors.New("--console-socket: process.terminal is false, there is no terminal to pass")
@@ -224,7 +224,7 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 	if err != nil {
 		return nil, err
 	}
-	attend, err := a.startAttend(c.id, "", token, files, attendOptions{terminal: c.terminal(), newNetwork: c.hooksNeedNetwork()})
+	attend, err := a.startAttend(c.id, "", token, files, attendOptions{terminal: c.consoleSocket != "", newNetwork: c.hooksNeedNetwork()})
 	if err != nil {
 		return nil, err
 	}
@@ -259,7 +259,7 @@ func (a *App) detached(ctx context.Context, c *creation) (_ *launch, err error) 
 }
 
 func (c *creation) request(token string, pid int, terminal bool) *controlv1.CreateRequest {
-	stdio := &controlv1.Stdio{Token: token, Terminal: terminal, Log: c.log}
+	stdio := &controlv1.Stdio{Token: token, Terminal: terminal, Log: c.log, OpenStdin: c.log != "" && c.stdin}
 	if terminal && c.bundle.Spec.Process.ConsoleSize != nil {
 		stdio.Rows = uint32(c.bundle.Spec.Process.ConsoleSize.Height)
 		stdio.Columns = uint32(c.bundle.Spec.Process.ConsoleSize.Width)

@@ -59,7 +59,7 @@ func (a *App) own(id string) error {
 		return err
 	}
 	defer func() { (<-forwarded).Close() }()
-	server, err := control.NewServer(box, a.open, shellProgram)
+	server, err := control.NewServer(box, log, a.open, shellProgram)
 	if err != nil {
 		return err
 	}

@@ -155,17 +155,16 @@ func (a *App) runImage(ctx context.Context, args []string, o *runOptions) error 
 		return err
 	}
 	defer lease.Close()
+	if o.detach && o.consoleSocket == "" {
+		c.log = filepath.Join(a.config.ContainerDir(id), "output.log")
+		c.record.Log = c.log
+	}
 	if err := c.checkTerminal(o.detach); err != nil {
 		return err
 	}
-	if !o.detach {
-		c.autoRemove = o.remove
-		return a.foreground(ctx, c, o)
-	}
 	c.autoRemove = o.remove
-	if !o.tty {
-		c.log = filepath.Join(a.config.ContainerDir(id), "output.log")
-		c.record.Log = c.log
+	if !o.detach {
+		return a.foreground(ctx, c, o)
 	}
 	if _, err := a.detached(ctx, c); err != nil {
 		return err

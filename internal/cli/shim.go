@@ -52,7 +52,7 @@ func (a *App) host() (*shim.Host, error) {
 
 // serveBeside serves husk's own verbs for a sandbox that containerd's shim owns, until stop is called.
 func (a *App) serveBeside(box *sandbox.Sandbox, dir *state.Dir, log *slog.Logger) (stop func(), err error) {
-	server, err := control.NewServer(box, a.open, shellProgram)
+	server, err := control.NewServer(box, log, a.open, shellProgram)
 	if err != nil {
 		return nil, err
 	}

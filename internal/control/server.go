@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -32,13 +33,14 @@ const (
 	unclaimed = 64
 	// unclaimedWait is how long they may wait, and how long a request waits for its own.
 	unclaimedWait = 30 * time.Second
-	// logLimit bounds the output that is kept of a detached container, in bytes.
+	// logLimit bounds the log of a detached container's output, in bytes.
 	logLimit = 64 << 20
 )
 
 // Server serves one sandbox.
 type Server struct {
 	sandbox *sandbox.Sandbox
+	log     *slog.Logger
 	dir     func(id string) (*state.Dir, error)
 	program func() ([]byte, error)
 	rpc     *ttrpc.Server
@@ -46,7 +48,9 @@ type Server struct {
 	mu      sync.Mutex             // guards the fields below
 	changed *sync.Cond             // one of them has changed
 	sent    map[string]*descriptor // by token
-	open    int                    // connections of clients
+	// audiences are those of the containers whose output goes to a log, by id.
+	audiences map[string]*audience
+	open      int // connections of clients
 }
 
 // descriptor is one message of fdpass that waits for the request that names it.
@@ -55,10 +59,10 @@ type descriptor struct {
 	gone  chan struct{} // closed when its sender is
 }
 
-// NewServer serves s. dir opens a container's state directory, program reads the debug shell that is carried into a
-// guest.
-func NewServer(s *sandbox.Sandbox, dir func(id string) (*state.Dir, error), program func() ([]byte, error)) (*Server, error) {
-	server := &Server{sandbox: s, dir: dir, program: program, sent: map[string]*descriptor{}}
+// NewServer serves s and tells log what no client can be told. dir opens a container's state directory, program reads the debug
+// shell that is carried into a guest.
+func NewServer(s *sandbox.Sandbox, log *slog.Logger, dir func(id string) (*state.Dir, error), program func() ([]byte, error)) (*Server, error) {
+	server := &Server{sandbox: s, log: log, dir: dir, program: program, sent: map[string]*descriptor{}, audiences: map[string]*audience{}}
 	rpc, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(counter{server}), ttrpc.WithUnaryServerInterceptor(tracing.Interceptor()))
 	if err != nil {
 		return nil, fmt.Errorf("make control server: %w", err)
@@ -215,14 +219,9 @@ func (s *Server) stdio(ctx context.Context, named *controlv1.Stdio) (sandbox.Std
 	}
 	out := sandbox.Stdio{Terminal: named.Terminal, Rows: named.Rows, Columns: named.Columns}
 	if named.Log != "" {
-		if err := os.MkdirAll(filepath.Dir(named.Log), 0o700); err != nil {
-			return out, fmt.Errorf("make log directory: %w", err)
-		}
-		log, err := logfile.Open(named.Log, logLimit)
-		if err != nil {
+		if err := s.kept(named, &out); err != nil {
 			return out, err
 		}
-		out.Out, out.Err = log, log
 	}
 	if named.Token == "" {
 		return out, nil
@@ -239,6 +238,27 @@ func (s *Server) stdio(ctx context.Context, named *controlv1.Stdio) (sandbox.Std
 	}
 	out.In, out.Out, out.Err = d.files[0], d.files[1], d.files[2]
 	return out, nil
+}
+
+// kept has the output go to a log, and to who attaches.
+func (s *Server) kept(named *controlv1.Stdio, out *sandbox.Stdio) error {
+	if err := os.MkdirAll(filepath.Dir(named.Log), 0o700); err != nil {
+		return fmt.Errorf("make log directory: %w", err)
+	}
+	log, err := logfile.Open(named.Log, logLimit)
+	if err != nil {
+		return err
+	}
+	log.Failed = func(err error) { s.log.Warn("output of a container is missing in its log", "error", err) }
+	a, in, err := newAudience(named.OpenStdin)
+	if err != nil {
+		log.Close()
+		return err
+	}
+	out.In = in
+	out.Out = &shown{a, logfile.Stdout, log.Stream(logfile.Stdout)}
+	out.Err = &shown{a, logfile.Stderr, log.Stream(logfile.Stderr)}
+	return nil
 }
 
 // Create implements the protocol.
@@ -273,6 +293,9 @@ func (s *Server) Create(ctx context.Context, r *controlv1.CreateRequest) (*contr
 	}
 	if err := s.sandbox.Create(ctx, request); err != nil {
 		return nil, failed(err)
+	}
+	if out, is := stdio.Out.(*shown); is {
+		s.admit(r.Id, out.audience)
 	}
 	return &controlv1.CreateResponse{Timeline: s.timeline(), Warnings: s.sandbox.Warnings(r.Id)}, nil
 }

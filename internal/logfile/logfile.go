@@ -1,23 +1,33 @@
-// Package logfile writes a log that never grows past its bound, whatever a guest prints.
+// Package logfile writes logs that never grow past their bound, whatever a guest prints, and reads those of containers' output.
 package logfile
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"sync"
 )
 
-// Writer appends to a file and, when the file is full, moves it to the same name with ".1" after it and
-// begins anew: at least half of the bound is always the newest.
+// Writer appends to a file and, when a write does not fit, moves it to the same name with ".1" after it and
+// begins anew: half of the bound, less one write, is always there of the newest. What is written at once is in one file whole,
+// unless it is larger than that half.
 type Writer struct {
+	// Failed is told of the first write that fails. Set before the first write; nil: nobody is.
+	Failed func(error)
+
 	path string
 	half int64
 
 	mu   sync.Mutex // guards the fields below
 	file *os.File
 	size int64
+	told bool // Failed was
 	tail []byte
 }
+
+// oldSuffix follows the name of a log in that of its older half.
+const oldSuffix = ".1"
 
 // tailBytes is how much of the end Tail remembers.
 const tailBytes = 2048
@@ -46,31 +56,54 @@ func (w *Writer) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	for rest := p; len(rest) > 0; {
-		if w.size >= w.half && !w.rotate() {
+		part := rest[:min(int64(len(rest)), w.half)]
+		if w.size+int64(len(part)) > w.half {
+			if err := w.rotate(); err != nil {
+				w.tell(err)
+				return len(p), nil
+			}
+		}
+		n, err := w.file.Write(part)
+		if err != nil {
+			if n > 0 && w.file.Truncate(w.size) != nil { // no half of a write stays
+				w.size += int64(n)
+			}
+			w.tell(err)
 			return len(p), nil
 		}
-		n, err := w.file.Write(rest[:min(int64(len(rest)), w.half-w.size)])
 		w.size += int64(n)
 		rest = rest[n:]
-		if err != nil {
-			return len(p), nil
-		}
 	}
 	return len(p), nil
 }
 
-// rotate begins a new file. Preconditions: mu is held, file is open.
-func (w *Writer) rotate() bool {
-	if err := os.Rename(w.path, w.path+".1"); err != nil {
-		return false
+// tell tells Failed of the first error. Preconditions: mu is held.
+func (w *Writer) tell(err error) {
+	if w.Failed != nil && !w.told {
+		w.Failed(fmt.Errorf("write log %s: %w", w.path, err))
 	}
-	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	w.told = true
+}
+
+// rotate begins a new file, which is there before the old one goes: a disk that is full ends no log. Preconditions: mu is held, file
+// is open.
+func (w *Writer) rotate() error {
+	next := w.path + ".new"
+	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		return false
+		return err
+	}
+	err = os.Rename(w.path, w.path+oldSuffix)
+	if err == nil || errors.Is(err, fs.ErrNotExist) { // it is not there where the rename below has failed before
+		err = os.Rename(next, w.path)
+	}
+	if err != nil {
+		f.Close()
+		return err
 	}
 	w.file.Close()
 	w.file, w.size = f, 0
-	return true
+	return nil
 }
 
 // Tail returns the last bytes written, at most 2 KiB.

@@ -38,3 +38,13 @@ func Pollable(fd int, name string) (*os.File, error) {
 	}
 	return os.NewFile(uintptr(fd), name), nil
 }
+
+// PollableFile returns f for Go's poller, as Pollable does, and closes f.
+func PollableFile(f *os.File) (*os.File, error) {
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("make %s pollable: %w", f.Name(), err)
+	}
+	return Pollable(fd, f.Name())
+}

@@ -75,7 +75,6 @@ func TestBadRun(t *testing.T) {
 		"--name a/b IMAGE":                                 "a/b",
 		"--workdir relative IMAGE true":                    "relative",
 		"--console-socket /no/such IMAGE":                  "console-socket",
-		"--detach --tty IMAGE":                             "--console-socket",
 		"--hostname " + strings.Repeat("h", 65) + " IMAGE": "hostname",
 		"--env =value IMAGE":                               "=value",
 	} {

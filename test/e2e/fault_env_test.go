@@ -40,6 +40,12 @@ func (b *buffer) String() string {
 	return b.data.String()
 }
 
+func (b *buffer) Len() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.data.Len()
+}
+
 // running is a husk command that was started and not waited for.
 type running struct {
 	t              *testing.T

@@ -129,8 +129,8 @@ func TestImageDetached(t *testing.T) {
 		t.Errorf("run -d printed %q, want the name", out)
 	}
 	until(t, "the log has both lines", seenWithin, func() bool {
-		log := husk(t, "logs", id).ok()
-		return strings.Contains(log, "out\n") && strings.Contains(log, "err\n")
+		log := husk(t, "logs", id).run()
+		return log.code == 0 && log.stdout == "out\n" && log.stderr == "err\n"
 	})
 	if list := husk(t, "ps").ok(); !strings.Contains(list, id) || !strings.Contains(list, demo) || !strings.Contains(list, "running") {
 		t.Errorf("ps prints\n%s", list)

@@ -13,7 +13,10 @@ const obedient = `trap 'exit 7' TERM; trap 'exit 8' INT; echo ready; while :; do
 // logged waits until the output of a detached container has text.
 func logged(t *testing.T, id, text string) {
 	t.Helper()
-	until(t, id+" prints "+text, patience, func() bool { return strings.Contains(husk(t, "logs", id).ok(), text) })
+	until(t, id+" prints "+text, patience, func() bool {
+		r := husk(t, "logs", id).run()
+		return strings.Contains(r.stdout+r.stderr, text)
+	})
 }
 
 func TestStop(t *testing.T) {

@@ -483,7 +483,8 @@ type Stdio struct {
 	Terminal      bool                   `protobuf:"varint,2,opt,name=terminal,proto3" json:"terminal,omitempty"`
 	Rows          uint32                 `protobuf:"varint,3,opt,name=rows,proto3" json:"rows,omitempty"`
 	Columns       uint32                 `protobuf:"varint,4,opt,name=columns,proto3" json:"columns,omitempty"`
-	Log           string                 `protobuf:"bytes,5,opt,name=log,proto3" json:"log,omitempty"` // or: a file that takes stdout and stderr, bounded
+	Log           string                 `protobuf:"bytes,5,opt,name=log,proto3" json:"log,omitempty"`                               // or: a file that takes stdout and stderr as records of the CRI, bounded, beside those who attach
+	OpenStdin     bool                   `protobuf:"varint,6,opt,name=open_stdin,json=openStdin,proto3" json:"open_stdin,omitempty"` // with log: stdin is open, for those who attach
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -551,6 +552,13 @@ func (x *Stdio) GetLog() string {
 		return x.Log
 	}
 	return ""
+}
+
+func (x *Stdio) GetOpenStdin() bool {
+	if x != nil {
+		return x.OpenStdin
+	}
+	return false
 }
 
 type CreateResponse struct {
@@ -958,6 +966,102 @@ func (x *ExecResponse) GetGuestPid() uint32 {
 	return 0
 }
 
+type AttachRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Token         string                 `protobuf:"bytes,2,opt,name=token,proto3" json:"token,omitempty"` // carries stdin, stdout and stderr, pipes; a terminal's output comes on stdout
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachRequest) Reset() {
+	*x = AttachRequest{}
+	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachRequest) ProtoMessage() {}
+
+func (x *AttachRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachRequest.ProtoReflect.Descriptor instead.
+func (*AttachRequest) Descriptor() ([]byte, []int) {
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *AttachRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AttachRequest) GetToken() string {
+	if x != nil {
+		return x.Token
+	}
+	return ""
+}
+
+type Attached struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Slow          bool                   `protobuf:"varint,1,opt,name=slow,proto3" json:"slow,omitempty"` // no more: the viewer has not read
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Attached) Reset() {
+	*x = Attached{}
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Attached) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Attached) ProtoMessage() {}
+
+func (x *Attached) ProtoReflect() protoreflect.Message {
+	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Attached.ProtoReflect.Descriptor instead.
+func (*Attached) Descriptor() ([]byte, []int) {
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Attached) GetSlow() bool {
+	if x != nil {
+		return x.Slow
+	}
+	return false
+}
+
 type ShellRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -970,7 +1074,7 @@ type ShellRequest struct {
 
 func (x *ShellRequest) Reset() {
 	*x = ShellRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -982,7 +1086,7 @@ func (x *ShellRequest) String() string {
 func (*ShellRequest) ProtoMessage() {}
 
 func (x *ShellRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[15]
+	mi := &file_api_control_v1_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -995,7 +1099,7 @@ func (x *ShellRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShellRequest.ProtoReflect.Descriptor instead.
 func (*ShellRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{15}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ShellRequest) GetId() string {
@@ -1038,7 +1142,7 @@ type CopyRequest struct {
 
 func (x *CopyRequest) Reset() {
 	*x = CopyRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1154,7 @@ func (x *CopyRequest) String() string {
 func (*CopyRequest) ProtoMessage() {}
 
 func (x *CopyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[16]
+	mi := &file_api_control_v1_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1167,7 @@ func (x *CopyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CopyRequest.ProtoReflect.Descriptor instead.
 func (*CopyRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{16}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CopyRequest) GetId() string {
@@ -1106,7 +1210,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1118,7 +1222,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[17]
+	mi := &file_api_control_v1_control_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1131,7 +1235,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{17}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *SignalRequest) GetId() string {
@@ -1174,7 +1278,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1290,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[18]
+	mi := &file_api_control_v1_control_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1303,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{18}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ResizeRequest) GetId() string {
@@ -1240,7 +1344,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1252,7 +1356,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[19]
+	mi := &file_api_control_v1_control_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1265,7 +1369,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{19}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *UpdateRequest) GetId() string {
@@ -1291,7 +1395,7 @@ type Encoded struct {
 
 func (x *Encoded) Reset() {
 	*x = Encoded{}
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1407,7 @@ func (x *Encoded) String() string {
 func (*Encoded) ProtoMessage() {}
 
 func (x *Encoded) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[20]
+	mi := &file_api_control_v1_control_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1420,7 @@ func (x *Encoded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Encoded.ProtoReflect.Descriptor instead.
 func (*Encoded) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{20}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Encoded) GetMessage() []byte {
@@ -1337,7 +1441,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_api_control_v1_control_proto_msgTypes[21]
+	mi := &file_api_control_v1_control_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1349,7 +1453,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[21]
+	mi := &file_api_control_v1_control_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1362,7 +1466,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{21}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Event) GetId() string {
@@ -1396,7 +1500,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_api_control_v1_control_proto_msgTypes[22]
+	mi := &file_api_control_v1_control_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1408,7 +1512,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[22]
+	mi := &file_api_control_v1_control_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1421,7 +1525,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{22}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DeleteRequest) GetId() string {
@@ -1447,7 +1551,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_api_control_v1_control_proto_msgTypes[23]
+	mi := &file_api_control_v1_control_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1459,7 +1563,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_api_control_v1_control_proto_msgTypes[23]
+	mi := &file_api_control_v1_control_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1472,7 +1576,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_api_control_v1_control_proto_rawDescGZIP(), []int{23}
+	return file_api_control_v1_control_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *DeleteResponse) GetLives() bool {
@@ -1520,13 +1624,15 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x03dns\x18\x03 \x01(\tR\x03dns\"F\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06layers\x18\x01 \x03(\tR\x06layers\x12%\n" +
-	"\x0ewritable_bytes\x18\x02 \x01(\x04R\rwritableBytes\"y\n" +
+	"\x0ewritable_bytes\x18\x02 \x01(\x04R\rwritableBytes\"\x98\x01\n" +
 	"\x05Stdio\x12\x14\n" +
 	"\x05token\x18\x01 \x01(\tR\x05token\x12\x1a\n" +
 	"\bterminal\x18\x02 \x01(\bR\bterminal\x12\x12\n" +
 	"\x04rows\x18\x03 \x01(\rR\x04rows\x12\x18\n" +
 	"\acolumns\x18\x04 \x01(\rR\acolumns\x12\x10\n" +
-	"\x03log\x18\x05 \x01(\tR\x03log\"`\n" +
+	"\x03log\x18\x05 \x01(\tR\x03log\x12\x1d\n" +
+	"\n" +
+	"open_stdin\x18\x06 \x01(\bR\topenStdin\"`\n" +
 	"\x0eCreateResponse\x122\n" +
 	"\btimeline\x18\x01 \x03(\v2\x16.husk.control.v1.PhaseR\btimeline\x12\x1a\n" +
 	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"k\n" +
@@ -1552,7 +1658,12 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\aprocess\x18\x03 \x01(\fR\aprocess\x12,\n" +
 	"\x05stdio\x18\x04 \x01(\v2\x16.husk.control.v1.StdioR\x05stdio\"+\n" +
 	"\fExecResponse\x12\x1b\n" +
-	"\tguest_pid\x18\x01 \x01(\rR\bguestPid\"t\n" +
+	"\tguest_pid\x18\x01 \x01(\rR\bguestPid\"5\n" +
+	"\rAttachRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
+	"\x05token\x18\x02 \x01(\tR\x05token\"\x1e\n" +
+	"\bAttached\x12\x12\n" +
+	"\x04slow\x18\x01 \x01(\bR\x04slow\"t\n" +
 	"\fShellRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04exec\x18\x02 \x01(\tR\x04exec\x12\x12\n" +
@@ -1586,7 +1697,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05force\x18\x02 \x01(\bR\x05force\"&\n" +
 	"\x0eDeleteResponse\x12\x14\n" +
-	"\x05lives\x18\x01 \x01(\bR\x05lives2\xeb\b\n" +
+	"\x05lives\x18\x01 \x01(\bR\x05lives2\xb2\t\n" +
 	"\aControl\x12I\n" +
 	"\x06Create\x12\x1e.husk.control.v1.CreateRequest\x1a\x1f.husk.control.v1.CreateResponse\x12B\n" +
 	"\x05Start\x12!.husk.control.v1.ContainerRequest\x1a\x16.husk.control.v1.Empty\x12J\n" +
@@ -1601,6 +1712,7 @@ const file_api_control_v1_control_proto_rawDesc = "" +
 	"\x05Stats\x12!.husk.control.v1.ContainerRequest\x1a\x18.husk.control.v1.Encoded\x12H\n" +
 	"\tProcesses\x12!.husk.control.v1.ContainerRequest\x1a\x18.husk.control.v1.Encoded\x12E\n" +
 	"\x06Events\x12!.husk.control.v1.ContainerRequest\x1a\x16.husk.control.v1.Event0\x01\x12E\n" +
+	"\x06Attach\x12\x1e.husk.control.v1.AttachRequest\x1a\x19.husk.control.v1.Attached0\x01\x12E\n" +
 	"\x05Shell\x12\x1d.husk.control.v1.ShellRequest\x1a\x1d.husk.control.v1.ExecResponse\x12C\n" +
 	"\x04Copy\x12\x1c.husk.control.v1.CopyRequest\x1a\x1d.husk.control.v1.ExecResponse\x12I\n" +
 	"\x06Delete\x12\x1e.husk.control.v1.DeleteRequest\x1a\x1f.husk.control.v1.DeleteResponseB(Z&husk.dev/husk/api/control/v1;controlv1b\x06proto3"
@@ -1617,7 +1729,7 @@ func file_api_control_v1_control_proto_rawDescGZIP() []byte {
 	return file_api_control_v1_control_proto_rawDescData
 }
 
-var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_api_control_v1_control_proto_msgTypes = make([]protoimpl.MessageInfo, 26)
 var file_api_control_v1_control_proto_goTypes = []any{
 	(*Empty)(nil),            // 0: husk.control.v1.Empty
 	(*ContainerRequest)(nil), // 1: husk.control.v1.ContainerRequest
@@ -1634,15 +1746,17 @@ var file_api_control_v1_control_proto_goTypes = []any{
 	(*WaitResponse)(nil),     // 12: husk.control.v1.WaitResponse
 	(*ExecRequest)(nil),      // 13: husk.control.v1.ExecRequest
 	(*ExecResponse)(nil),     // 14: husk.control.v1.ExecResponse
-	(*ShellRequest)(nil),     // 15: husk.control.v1.ShellRequest
-	(*CopyRequest)(nil),      // 16: husk.control.v1.CopyRequest
-	(*SignalRequest)(nil),    // 17: husk.control.v1.SignalRequest
-	(*ResizeRequest)(nil),    // 18: husk.control.v1.ResizeRequest
-	(*UpdateRequest)(nil),    // 19: husk.control.v1.UpdateRequest
-	(*Encoded)(nil),          // 20: husk.control.v1.Encoded
-	(*Event)(nil),            // 21: husk.control.v1.Event
-	(*DeleteRequest)(nil),    // 22: husk.control.v1.DeleteRequest
-	(*DeleteResponse)(nil),   // 23: husk.control.v1.DeleteResponse
+	(*AttachRequest)(nil),    // 15: husk.control.v1.AttachRequest
+	(*Attached)(nil),         // 16: husk.control.v1.Attached
+	(*ShellRequest)(nil),     // 17: husk.control.v1.ShellRequest
+	(*CopyRequest)(nil),      // 18: husk.control.v1.CopyRequest
+	(*SignalRequest)(nil),    // 19: husk.control.v1.SignalRequest
+	(*ResizeRequest)(nil),    // 20: husk.control.v1.ResizeRequest
+	(*UpdateRequest)(nil),    // 21: husk.control.v1.UpdateRequest
+	(*Encoded)(nil),          // 22: husk.control.v1.Encoded
+	(*Event)(nil),            // 23: husk.control.v1.Event
+	(*DeleteRequest)(nil),    // 24: husk.control.v1.DeleteRequest
+	(*DeleteResponse)(nil),   // 25: husk.control.v1.DeleteResponse
 }
 var file_api_control_v1_control_proto_depIdxs = []int32{
 	6,  // 0: husk.control.v1.CreateRequest.image:type_name -> husk.control.v1.Image
@@ -1660,35 +1774,37 @@ var file_api_control_v1_control_proto_depIdxs = []int32{
 	1,  // 12: husk.control.v1.Control.State:input_type -> husk.control.v1.ContainerRequest
 	11, // 13: husk.control.v1.Control.Wait:input_type -> husk.control.v1.WaitRequest
 	13, // 14: husk.control.v1.Control.Exec:input_type -> husk.control.v1.ExecRequest
-	17, // 15: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
-	18, // 16: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
+	19, // 15: husk.control.v1.Control.Signal:input_type -> husk.control.v1.SignalRequest
+	20, // 16: husk.control.v1.Control.Resize:input_type -> husk.control.v1.ResizeRequest
 	1,  // 17: husk.control.v1.Control.Pause:input_type -> husk.control.v1.ContainerRequest
 	1,  // 18: husk.control.v1.Control.Resume:input_type -> husk.control.v1.ContainerRequest
-	19, // 19: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
+	21, // 19: husk.control.v1.Control.Update:input_type -> husk.control.v1.UpdateRequest
 	1,  // 20: husk.control.v1.Control.Stats:input_type -> husk.control.v1.ContainerRequest
 	1,  // 21: husk.control.v1.Control.Processes:input_type -> husk.control.v1.ContainerRequest
 	1,  // 22: husk.control.v1.Control.Events:input_type -> husk.control.v1.ContainerRequest
-	15, // 23: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
-	16, // 24: husk.control.v1.Control.Copy:input_type -> husk.control.v1.CopyRequest
-	22, // 25: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
-	8,  // 26: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
-	0,  // 27: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
-	10, // 28: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
-	12, // 29: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
-	14, // 30: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
-	0,  // 31: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
-	0,  // 32: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
-	0,  // 33: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
-	0,  // 34: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
-	0,  // 35: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
-	20, // 36: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
-	20, // 37: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
-	21, // 38: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
-	14, // 39: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
-	14, // 40: husk.control.v1.Control.Copy:output_type -> husk.control.v1.ExecResponse
-	23, // 41: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
-	26, // [26:42] is the sub-list for method output_type
-	10, // [10:26] is the sub-list for method input_type
+	15, // 23: husk.control.v1.Control.Attach:input_type -> husk.control.v1.AttachRequest
+	17, // 24: husk.control.v1.Control.Shell:input_type -> husk.control.v1.ShellRequest
+	18, // 25: husk.control.v1.Control.Copy:input_type -> husk.control.v1.CopyRequest
+	24, // 26: husk.control.v1.Control.Delete:input_type -> husk.control.v1.DeleteRequest
+	8,  // 27: husk.control.v1.Control.Create:output_type -> husk.control.v1.CreateResponse
+	0,  // 28: husk.control.v1.Control.Start:output_type -> husk.control.v1.Empty
+	10, // 29: husk.control.v1.Control.State:output_type -> husk.control.v1.StateResponse
+	12, // 30: husk.control.v1.Control.Wait:output_type -> husk.control.v1.WaitResponse
+	14, // 31: husk.control.v1.Control.Exec:output_type -> husk.control.v1.ExecResponse
+	0,  // 32: husk.control.v1.Control.Signal:output_type -> husk.control.v1.Empty
+	0,  // 33: husk.control.v1.Control.Resize:output_type -> husk.control.v1.Empty
+	0,  // 34: husk.control.v1.Control.Pause:output_type -> husk.control.v1.Empty
+	0,  // 35: husk.control.v1.Control.Resume:output_type -> husk.control.v1.Empty
+	0,  // 36: husk.control.v1.Control.Update:output_type -> husk.control.v1.Empty
+	22, // 37: husk.control.v1.Control.Stats:output_type -> husk.control.v1.Encoded
+	22, // 38: husk.control.v1.Control.Processes:output_type -> husk.control.v1.Encoded
+	23, // 39: husk.control.v1.Control.Events:output_type -> husk.control.v1.Event
+	16, // 40: husk.control.v1.Control.Attach:output_type -> husk.control.v1.Attached
+	14, // 41: husk.control.v1.Control.Shell:output_type -> husk.control.v1.ExecResponse
+	14, // 42: husk.control.v1.Control.Copy:output_type -> husk.control.v1.ExecResponse
+	25, // 43: husk.control.v1.Control.Delete:output_type -> husk.control.v1.DeleteResponse
+	27, // [27:44] is the sub-list for method output_type
+	10, // [10:27] is the sub-list for method input_type
 	10, // [10:10] is the sub-list for extension type_name
 	10, // [10:10] is the sub-list for extension extendee
 	0,  // [0:10] is the sub-list for field type_name
@@ -1705,7 +1821,7 @@ func file_api_control_v1_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_api_control_v1_control_proto_rawDesc), len(file_api_control_v1_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   26,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

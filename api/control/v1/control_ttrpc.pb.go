@@ -21,6 +21,7 @@ type ControlService interface {
 	Stats(context.Context, *ContainerRequest) (*Encoded, error)
 	Processes(context.Context, *ContainerRequest) (*Encoded, error)
 	Events(context.Context, *ContainerRequest, Control_EventsServer) error
+	Attach(context.Context, *AttachRequest, Control_AttachServer) error
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
 	Copy(context.Context, *CopyRequest) (*ExecResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
@@ -36,6 +37,19 @@ type controlEventsServer struct {
 }
 
 func (x *controlEventsServer) Send(m *Event) error {
+	return x.StreamServer.SendMsg(m)
+}
+
+type Control_AttachServer interface {
+	Send(*Attached) error
+	ttrpc.StreamServer
+}
+
+type controlAttachServer struct {
+	ttrpc.StreamServer
+}
+
+func (x *controlAttachServer) Send(m *Attached) error {
 	return x.StreamServer.SendMsg(m)
 }
 
@@ -160,6 +174,17 @@ func RegisterControlService(srv *ttrpc.Server, svc ControlService) {
 				StreamingClient: false,
 				StreamingServer: true,
 			},
+			"Attach": {
+				Handler: func(ctx context.Context, stream ttrpc.StreamServer) (interface{}, error) {
+					m := new(AttachRequest)
+					if err := stream.RecvMsg(m); err != nil {
+						return nil, err
+					}
+					return nil, svc.Attach(ctx, m, &controlAttachServer{stream})
+				},
+				StreamingClient: false,
+				StreamingServer: true,
+			},
 		},
 	})
 }
@@ -178,6 +203,7 @@ type ControlClient interface {
 	Stats(context.Context, *ContainerRequest) (*Encoded, error)
 	Processes(context.Context, *ContainerRequest) (*Encoded, error)
 	Events(context.Context, *ContainerRequest) (Control_EventsClient, error)
+	Attach(context.Context, *AttachRequest) (Control_AttachClient, error)
 	Shell(context.Context, *ShellRequest) (*ExecResponse, error)
 	Copy(context.Context, *CopyRequest) (*ExecResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
@@ -312,6 +338,35 @@ type controlEventsClient struct {
 
 func (x *controlEventsClient) Recv() (*Event, error) {
 	m := new(Event)
+	if err := x.ClientStream.RecvMsg(m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+func (c *controlClient) Attach(ctx context.Context, req *AttachRequest) (Control_AttachClient, error) {
+	stream, err := c.client.NewStream(ctx, &ttrpc.StreamDesc{
+		StreamingClient: false,
+		StreamingServer: true,
+	}, "husk.control.v1.Control", "Attach", req)
+	if err != nil {
+		return nil, err
+	}
+	x := &controlAttachClient{stream}
+	return x, nil
+}
+
+type Control_AttachClient interface {
+	Recv() (*Attached, error)
+	ttrpc.ClientStream
+}
+
+type controlAttachClient struct {
+	ttrpc.ClientStream
+}
+
+func (x *controlAttachClient) Recv() (*Attached, error) {
+	m := new(Attached)
 	if err := x.ClientStream.RecvMsg(m); err != nil {
 		return nil, err
 	}
