@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"testing"
 )
 
@@ -84,9 +83,10 @@ func TestRootless(t *testing.T) {
 			husk run -d --name a --network none -v $D/demo:/v:ro demo sh -c 'trap "exit 5" TERM; while :; do sleep 0.1; done'; husk exec a sh -c 'ls -d /v/bin; touch /v/x 2>/dev/null || echo read-only'
 			echo file >$D/f; husk cp $D/f a:/f; husk cp a:/f $D/g; husk cp -a a:/f $D/h; cat $D/h; stat -c %u $D/g; husk exec a stat -c %u /f
 			husk state a | grep -c running; husk stop --time -1 a; husk inspect --format '{{.State.ExitCode}}' a
+			husk run -di --name b --network none demo sh -c 'read -r l; echo got $l; exit 4'; echo hi | husk attach b; echo $?; husk logs -f b; husk ps -q -f exited=4
 			husk prune --force | grep -v freed; husk ps -aq; ls $XDG_RUNTIME_DIR/husk | grep -v turns`
-		want := "0\n1\n3\na\n/v/bin\nread-only\nfile\n61234\n0\n1\na\n5\ncontainer: a\n"
-		got := inside.run("husk", strings.ReplaceAll(script, "ps -aq", "ps -a | grep -w a")).stdout
+		want := "0\n1\n3\na\n/v/bin\nread-only\nfile\n61234\n0\n1\na\n5\nb\ngot hi\n4\ngot hi\nb\ncontainer: a\ncontainer: b\n"
+		got := inside.run("husk", script).stdout
 		// What the user may do with the host's KVM is no matter of this test; that it is told is.
 		expect(t, "output", regexp.MustCompile(`husk: warning: the VM is emulated.*/dev/kvm.*\n`).ReplaceAllString(got, ""), want)
 	})

@@ -105,6 +105,7 @@ func TestAttachSignals(t *testing.T) {
 func TestAttachTerminal(t *testing.T) {
 	begin(t)
 	id := detach(t, "attach-tty", "-it", demo, "sh", "-c", interactive)
+	logged(t, id, "/dev/") // its trap is set
 	term, cmd := onTerminal(t, 40, 100, husk(t, "attach", id))
 	term.shows(`winch 40 100\r\n`)
 	if mode(t, term.slave) == term.before {
