@@ -156,3 +156,21 @@ func TestRestartImage(t *testing.T) {
 	husk(t, "rm", "--force", id).ok()
 	husk(t, "rmi", image).ok()
 }
+
+// TestRestartPorts: the ports of a container lead to it again.
+func TestRestartPorts(t *testing.T) {
+	begin(t)
+	m, _ := uplink(t)
+	probe := probe(t)
+	remove(t, "restart-ports")
+	if r := m.husk(env.config, "run", "-d", "--name", "restart-ports", "-p", "8080:80", "-v", probe+":/probe:ro", demo, "/probe", "serve", "80").wait(); r.code != 0 {
+		t.Fatalf("run: %+v", r)
+	}
+	logged(t, "restart-ports", "serving\n")
+	m.run(probe + " tcp 127.0.0.1:8080 300000")
+	if r := m.husk(env.config, "restart", "-t", "1", "restart-ports").wait(); r.code != 0 || r.stdout != "restart-ports\n" {
+		t.Fatalf("restart: %+v", r)
+	}
+	logged(t, "restart-ports", "serving\nserving\n")
+	m.run(probe + " tcp 127.0.0.1:8080 300000")
+}
