@@ -46,6 +46,7 @@ func (b *builder) build(ctx context.Context, c *creation, args []string) (closer
 	if err == nil {
 		err = b.network(c, &spec)
 	}
+	c.made.User, c.made.Etc = c.user, c.etc
 	if c.user != nil {
 		c.made.UserNetwork, c.made.Publish = true, c.user.Publish
 	}

@@ -157,7 +157,7 @@ func (a *App) command() *cobra.Command {
 		}
 	}
 	add(groupPeople, a.runCommand(), a.execCommand(), a.psCommand(), a.logsCommand(), a.attachCommand(), a.cpCommand(), a.shellCommand(),
-		a.stopCommand(), a.waitCommand(), a.rmCommand(), a.inspectCommand(), a.pruneCommand(),
+		a.stopCommand(), a.restartCommand(), a.waitCommand(), a.rmCommand(), a.inspectCommand(), a.pruneCommand(),
 		a.pullCommand(), a.imagesCommand(), a.rmiCommand(), a.loadCommand(), a.importCommand())
 	add(groupOCI, a.createCommand(), a.startCommand(), a.stateCommand(), a.killCommand(), a.deleteCommand(),
 		a.listCommand(), a.pauseCommand(), a.resumeCommand(), a.updateCommand(), a.eventsCommand(),

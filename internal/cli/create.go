@@ -14,7 +14,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	controlv1 "husk.dev/husk/api/control/v1"
-	"husk.dev/husk/internal/control"
 	"husk.dev/husk/internal/hook"
 	"husk.dev/husk/internal/hostcgroup"
 	"husk.dev/husk/internal/ocispec"
@@ -61,6 +60,7 @@ type creation struct {
 	user          *controlv1.UserNetwork // nil: no user-mode networking that the configuration does not ask for
 	etc           []*controlv1.File      // that tell the container of its network
 	made          *made                  // what husk run was asked for; nil for a bundle
+	again         *stoppedContainer      // that is started again; nil: a new one
 }
 
 func (a *App) createCommand() *cobra.Command {
@@ -331,33 +331,5 @@ func (a *App) runPoststart(ctx context.Context, id string, hooks []specs.Hook) {
 	}
 	if err := hook.RunAll(ctx, "poststart", hooks, hookState(record)); err != nil {
 		a.warn("%v", err)
-	}
-}
-
-func (a *App) startCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "start ID",
-		Short: "Run the program of a created container",
-		Args:  cobra.ExactArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			dir, record, err := a.load(args[0])
-			if err != nil {
-				return err
-			}
-			if status := record.Effective(); status != state.Created {
-				return fmt.Errorf("cannot start container %q that is %s", args[0], status)
-			}
-			client, err := control.Dial(dir.Path(""))
-			if err != nil {
-				return err
-			}
-			defer client.Close()
-			if _, err := client.Start(cmd.Context(), &controlv1.ContainerRequest{Id: args[0]}); err != nil {
-				_, plain := control.Plain(err)
-				return plain
-			}
-			a.runPoststart(cmd.Context(), record.ID, record.Poststart)
-			return nil
-		},
 	}
 }

@@ -56,6 +56,7 @@ type launch struct {
 	dir      *state.Dir
 	owner    *os.Process
 	lifeline *os.File // the owner undoes its container when this closes before keep
+	again    bool     // of one that has stopped, which stays when it cannot be made
 	joined   bool     // in the VM of another container, whose owner is none of ours
 	undo     cleanup.Stack
 }
@@ -73,6 +74,9 @@ func (a *App) begin(ctx context.Context, c *creation) (_ *launch, err error) {
 	}()
 	if _, err = a.driver(); err != nil { // the owner would fail at it, with nobody to tell
 		return nil, err
+	}
+	if c.again != nil {
+		return l, l.takeAgain(ctx, c.again)
 	}
 	neighbour, err := a.neighbour(c)
 	if err != nil {
@@ -147,7 +151,11 @@ func (l *launch) startOwner() error {
 		return err
 	}
 	defer mounts.Close()
-	cmd := exec.Command("/proc/self/exe", l.app.hidden("owner", l.dir.ID())...)
+	args := l.app.hidden("owner", l.dir.ID())
+	if l.again {
+		args = append(args, "--again")
+	}
+	cmd := exec.Command("/proc/self/exe", args...)
 	cmd.Args[0] = "husk"
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log

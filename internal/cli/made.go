@@ -28,6 +28,9 @@ type made struct {
 	TTY           bool     `json:"tty,omitempty"`
 	AutoRemove    bool     `json:"autoRemove,omitempty"`
 
+	User *controlv1.UserNetwork `json:"user,omitempty"` // what its owner was asked for
+	Etc  []*controlv1.File      `json:"etc,omitempty"`
+
 	StopSignal  string    `json:"stopSignal,omitempty"`  // empty: TERM
 	StopTimeout *int      `json:"stopTimeout,omitempty"` // seconds, negative without end; nil: defaultStopTime
 	Started     time.Time `json:"started"`               // last

@@ -29,14 +29,17 @@ const answerWait = 5 * time.Second
 // ownerCommand is the process that owns a VM. It is started by the verbs that make containers, with its
 // sockets and a lifeline: whoever starts it holds the other end until the container is made.
 func (a *App) ownerCommand() *cobra.Command {
-	return &cobra.Command{
+	var again bool
+	cmd := &cobra.Command{
 		Use: "owner ID", Short: "Own a container's virtual machine (internal)", Hidden: true,
 		Args: cobra.ExactArgs(1),
-		RunE: func(_ *cobra.Command, args []string) error { return a.own(args[0]) },
+		RunE: func(_ *cobra.Command, args []string) error { return a.own(args[0], again) },
 	}
+	cmd.Flags().BoolVar(&again, "again", false, "")
+	return cmd
 }
 
-func (a *App) own(id string) error {
+func (a *App) own(id string, again bool) error {
 	log := a.ownerLogger()
 	defer tracing.Start("husk", a.version, log)()
 	// What ends an owner is its VM's end; a signal from outside ends the VM in good order.
@@ -50,7 +53,7 @@ func (a *App) own(id string) error {
 	if err != nil {
 		return err
 	}
-	box, err := a.box(dir, log)
+	box, err := a.box(dir, again, log)
 	if err != nil {
 		return err
 	}
@@ -105,11 +108,12 @@ func (a *App) ownerLogger() *slog.Logger {
 }
 
 // box is the sandbox that the owner owns.
-func (a *App) box(dir *state.Dir, log *slog.Logger) (*sandbox.Sandbox, error) {
+func (a *App) box(dir *state.Dir, again bool, log *slog.Logger) (*sandbox.Sandbox, error) {
 	options, err := a.boxOptions(dir, log)
 	if err != nil {
 		return nil, err
 	}
+	options.Again = again
 	syscall.CloseOnExec(ownerMounts)
 	options.HostMounts = fmt.Sprintf("/proc/self/fd/%d", ownerMounts)
 	options.OutOfMemory = func(id string, e sandbox.Engine) { tellOutOfMemory(id, e, log) }

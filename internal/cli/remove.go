@@ -107,14 +107,17 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 	if !lives {
 		waitOwnerGone(record)
 	}
-	if record.Host.PID != os.Getpid() && record.Host.Alive() { // run in the foreground stands for its container
-		wait, cancel := context.WithTimeout(context.Background(), goneWait)
-		defer cancel()
-		if sys.WaitGone(wait, record.Host.PID) != nil && record.Host.Alive() {
-			_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
-		}
-	}
+	waitHostGone(record)
 	if !lives {
+		unlock, same, err := holdStopped(ctx, dir, record)
+		if err != nil {
+			return err
+		}
+		defer unlock()
+		if !same { // it was started again meanwhile
+			unlock()
+			return a.remove(ctx, id, force)
+		}
 		if err := errors.Join(a.clear(id, record), a.clearRetired(record)); err != nil {
 			return err
 		}
@@ -126,6 +129,31 @@ func (a *App) remove(ctx context.Context, id string, force bool) error {
 	}
 	a.runPoststop(ctx, record)
 	return nil
+}
+
+// waitHostGone waits until the process that stands for a container has ended, and ends it when it does not.
+func waitHostGone(record state.Container) {
+	if record.Host.PID == os.Getpid() || !record.Host.Alive() { // run in the foreground stands for its container
+		return
+	}
+	wait, cancel := context.WithTimeout(context.Background(), goneWait)
+	defer cancel()
+	if sys.WaitGone(wait, record.Host.PID) != nil && record.Host.Alive() {
+		_ = syscall.Kill(record.Host.PID, syscall.SIGKILL)
+	}
+}
+
+// holdStopped keeps others from starting a container again. same tells whether nobody has done so since record was read.
+func holdStopped(ctx context.Context, dir *state.Dir, record state.Container) (unlock func(), same bool, err error) {
+	unlock, err = dir.Lock(ctx)
+	if errors.Is(err, state.ErrNotExist) { // its owner has removed it
+		return func() {}, true, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	now, err := dir.Load()
+	return unlock, err != nil || now.Owner == record.Owner || !now.Owner.Alive(), nil
 }
 
 // runPoststop runs the poststop hooks of a container that is gone; a failing one is a warning (runtime.md, "Lifecycle").

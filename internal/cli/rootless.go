@@ -23,7 +23,7 @@ const mappingFD = "HUSK_USERNS_FD"
 
 // asRoot are the verbs that an ordinary user's husk does as root of a user namespace: those that make containers and
 // images, whose files belong to users that only exist there, those that remove them, and the one that tries them all.
-var asRoot = []string{"create", "run", "start", "exec", "cp", "delete", "rm", "prune", "pull", "load", "import", "rmi", "build", "template", "selftest"}
+var asRoot = []string{"create", "run", "start", "restart", "exec", "cp", "delete", "rm", "prune", "pull", "load", "import", "rmi", "build", "template", "selftest"}
 
 // needsNamespace tells whether the verb cannot be done as the ordinary user that this process is.
 func needsNamespace(cmd *cobra.Command) bool {

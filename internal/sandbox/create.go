@@ -80,7 +80,7 @@ func (s *Sandbox) Create(ctx context.Context, r CreateRequest) error {
 	s.mu.Lock()
 	if err != nil && first {
 		clear(s.containers) // what never was needs no exit, also where a teardown waits for us already
-		s.remove = true
+		s.remove = !s.options.Again
 	}
 	s.pod.made = s.pod.made || err == nil
 	delete(s.making, m)
@@ -258,6 +258,9 @@ func (s *Sandbox) Remove() error {
 	s.mu.Lock()
 	remove, group, dir := s.remove, s.cgroup, s.pod.dir
 	s.mu.Unlock()
+	if !remove && s.options.Again {
+		return Restore(dir)
+	}
 	if !remove {
 		return nil
 	}
@@ -270,6 +273,25 @@ func (s *Sandbox) Remove() error {
 		}
 	}
 	return dir.Remove()
+}
+
+// Restore has a container that was to be started again, and was not, be the stopped one that it was. One that came to run is
+// left alone, and so is one that is gone.
+func Restore(dir *state.Dir) error {
+	unlock, err := dir.Lock(context.Background())
+	if errors.Is(err, state.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	record, err := dir.Load()
+	if err != nil || record.Status != state.Creating {
+		return err
+	}
+	record.Status = state.Stopped
+	return dir.Save(record)
 }
 
 // newContainer takes over the state directory of a container that is to be made.

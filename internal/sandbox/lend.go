@@ -41,7 +41,7 @@ func (s *Sandbox) lend(ctx context.Context, a *attempt, c *container, plan *ocis
 	}
 	s.lendLayers(r.Layers, root, spec)
 	if len(r.Layers) > 0 && r.WritableMiB > 0 {
-		file, err := s.lendDisk(ctx, c.id, r.WritableMiB)
+		file, err := s.lendDisk(ctx, r)
 		if err != nil {
 			return nil, err
 		}
@@ -89,17 +89,32 @@ func (s *Sandbox) lendLayers(layers []string, root *agentv1.Rootfs, spec *vmm.Sp
 }
 
 // lendDisk makes the disk that takes what the container writes, outside of the state directory: that one
-// is in memory.
-func (s *Sandbox) lendDisk(ctx context.Context, id string, sizeMiB int) (string, error) {
-	dir := s.config.ContainerDir(id)
+// is in memory. A container that is not removed at its end may be started again, and then has the disk that it had: the journal
+// makes that one whole where its guest was killed.
+func (s *Sandbox) lendDisk(ctx context.Context, r CreateRequest) (string, error) {
+	dir := s.config.ContainerDir(r.ID)
+	file := filepath.Join(dir, "upper.img")
+	if !r.AutoRemove {
+		s.writesFiles()
+	}
+	if s.options.Again {
+		if info, err := os.Lstat(file); err != nil {
+			return "", fmt.Errorf("find what the container has written: %w", err)
+		} else if !info.Mode().IsRegular() {
+			return "", fmt.Errorf("find what the container has written: %s is no file", file)
+		}
+		return file, nil
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("make container's data directory: %w", err)
 	}
-	file := filepath.Join(dir, "upper.img")
 	if err := os.Remove(file); err != nil && !errors.Is(err, fs.ErrNotExist) { // a dead container's of this id
 		return "", fmt.Errorf("replace old writable disk: %w", err)
 	}
-	return file, disk.Create(ctx, s.blanks(), file, sizeMiB)
+	if r.AutoRemove {
+		return file, disk.Create(ctx, s.blanks(), file, r.WritableMiB)
+	}
+	return file, disk.CreateLasting(ctx, s.blanks(), file, r.WritableMiB)
 }
 
 // blanks is where empty file systems are kept that writable disks are copied from.

@@ -62,7 +62,9 @@ type Options struct {
 	HostMounts string
 	// Keep has the VM outlive its last container, until End.
 	Keep bool
-	Log  *slog.Logger
+	// Again has the first container be one that has stopped, which stays as it was when it cannot be made.
+	Again bool
+	Log   *slog.Logger
 }
 
 // Sandbox is one VM with its containers.
@@ -125,7 +127,7 @@ func (s *Sandbox) Disown(reason string) {
 		}
 	}
 	s.mu.Lock()
-	s.remove = true
+	s.remove = !s.options.Again
 	s.mu.Unlock()
 	s.End(reason)
 }

@@ -136,6 +136,11 @@ func TestAttachTerminal(t *testing.T) {
 	expect(t, "exit code", ended(t, cmd), 6)
 	expect(t, "exit code of who only watches", watch.wait().code, 6)
 	expect(t, "mode of the terminal afterwards", mode(t, term.slave), term.before)
+
+	expect(t, "started again", husk(t, "start", id).ok(), id+"\n")
+	term, cmd = onTerminal(t, 30, 90, husk(t, "attach", id))
+	term.types("exit\r")
+	expect(t, "exit code of the second time", ended(t, cmd), 6)
 }
 
 // TestAttachNotRead has a viewer that does not read what a loud container prints: it is let go of, others and the log go on.
