@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"husk.dev/husk/internal/sys/kvm"
 	"husk.dev/husk/internal/testenv"
 	"husk.dev/husk/internal/vmm"
 	"husk.dev/husk/internal/vmm/vmmtest"
@@ -61,9 +62,13 @@ func TestPosture(t *testing.T) {
 	vm := boot(t, target)
 	answers(t, vm, target.Boot)
 
+	groups := "" // or the one that may open /dev/kvm
+	if info, err := os.Stat(kvm.Device); err == nil && kvm.Measure().State == kvm.Real && info.Mode().Perm()&0o006 == 0 {
+		groups = strconv.Itoa(int(info.Sys().(*syscall.Stat_t).Gid))
+	}
 	status := procStatus(t, vm.PID())
 	for key, want := range map[string]string{
-		"Uid": "65534\t65534\t65534\t65534", "Gid": "65534\t65534\t65534\t65534", "Groups": "",
+		"Uid": "65534\t65534\t65534\t65534", "Gid": "65534\t65534\t65534\t65534", "Groups": groups,
 		"CapEff": "0000000000000000", "CapPrm": "0000000000000000", "CapInh": "0000000000000000", "CapAmb": "0000000000000000",
 		"NoNewPrivs": "1", "Seccomp": "2",
 	} {
@@ -102,7 +107,10 @@ func checkFiles(t *testing.T, pid int, s vmm.Spec) {
 	for _, internal := range []string{"anon_inode", "/dev/null", "pipe"} {
 		delete(got, internal)
 	}
-	allowed := map[string]int{"socket": 2, s.Kernel: 1, s.Initrd: 1}
+	allowed := map[string]int{"socket": 2, s.Kernel: 1, s.Initrd: 1, "/dev/vhost-vsock": 1}
+	if kvm.Measure().State == kvm.Real {
+		maps.Copy(allowed, map[string]int{kvm.Device: 1, "anon_inode:kvm-vm": 1, "anon_inode:kvm-vcpu:0": 1})
+	}
 	for _, d := range s.Disks {
 		allowed[d.Path] = 2 // its own and the block layer's
 	}
