@@ -14,7 +14,6 @@ func TestBadUsage(t *testing.T) {
 		"list --no-such-flag":           "--no-such-flag",
 		"list extra":                    "extra",
 		"start":                         "arg",
-		"start a b":                     "arg",
 		"kill":                          "arg",
 		"kill a KILL more":              "kill takes an id and a signal",
 		"delete":                        "arg",
